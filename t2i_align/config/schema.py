@@ -1,0 +1,140 @@
+"""The typed shape of a run's YAML file: one pydantic model per section, unknown keys forbidden.
+
+Names follow the diffusers training scripts, so that a known recipe can be carried over by eye. Cross-section rules
+(an option that the chosen objective or model does not read) live in ``rules.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from t2i_align.objectives.config import ObjectiveConfig
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of every section: no unknown keys, no silent coercion of strings to numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=False, validate_default=True, protected_namespaces=())
+
+
+class LoraConfig(Section):
+    """Low-rank adapters on the denoiser (peft)."""
+
+    rank: PositiveInt = Field(16, description="rank r of the update B A")
+    alpha: float | None = Field(None, gt=0, description="scale numerator; the update is alpha / rank * B A; null means rank")
+    target_modules: list[str] = Field(
+        ["to_q", "to_k", "to_v", "to_out.0"], min_length=1, description="module name endings that get an adapter"
+    )
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout on the adapter input")
+    use_dora: bool = Field(False, description="weight-decomposed LoRA (DoRA)")
+
+
+class ModelConfig(Section):
+    """What is denoised, how it is adapted, and what it is compared with."""
+
+    pretrained_model_name_or_path: str = Field(description="diffusers folder, hub id, or shapes:base")
+    pretrained_vae_model_name_or_path: str | None = Field(None, description="another VAE, e.g. one that is safe in fp16")
+    revision: str | None = Field(None, description="hub revision")
+    variant: str | None = Field(None, description="file variant such as fp16")
+    train: Literal["lora", "full"] = Field("lora", description="train adapters or the whole UNet")
+    lora: LoraConfig = Field(default_factory=LoraConfig)
+    reference: Literal["auto", "adapter_off", "frozen_copy"] = Field(
+        "auto", description="reference policy; auto: the base under disabled LoRA, or a frozen copy for full training"
+    )
+    attention: Literal["auto", "xformers", "sdpa"] = Field("auto", description="attention kernels")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    compile: bool = Field(False, description="torch.compile the repeated UNet blocks")
+
+
+class DataConfig(Section):
+    """Where pairs come from and how pictures become tensors."""
+
+    source: str = Field(description="parquet file or folder, HF dataset folder or hub id, JSONL file, or shapes:pairs")
+    format: Literal["auto", "pickapic", "jsonl", "ranked"] = Field("auto", description="record layout; auto looks at it")
+    split: str = Field("train", description="split of a hub dataset or dataset folder")
+    heldout_source: str | None = Field(None, description="pairs kept out of training, for implicit accuracy")
+    heldout_split: str = Field("validation", description="split used with heldout_source")
+    heldout_fraction: float = Field(0.0, ge=0.0, lt=1.0, description="share of the source's prompts held out instead")
+    ties: Literal["drop", "soft", "coin", "zero_weight"] = Field("drop", description="what a label of 0.5 becomes")
+    resolution: PositiveInt = Field(description="side of the square training picture in pixels")
+    center_crop: bool = Field(True, description="centre crop; false: addressed random crop shared by the pair")
+    random_flip: bool = Field(False, description="horizontal flip with probability 1/2, shared by the pair")
+    max_pairs: PositiveInt | None = Field(None, description="use only the first n usable pairs")
+    shuffle_labels: bool = Field(False, description="control: labels drawn by fair coin; nothing should be learnt")
+    proportion_empty_prompts: Probability = Field(0.0, description="caption dropout, one draw per pair")
+    cache_dir: str | None = Field(None, description="encoded latents and prompts; null: encode live images every step")
+    dataloader_num_workers: NonNegativeInt = Field(0, description="worker processes that decode pictures")
+
+
+class EmaConfig(Section):
+    """Exponential moving average of the trained weights; when enabled it is what is validated and exported."""
+
+    enabled: bool = False
+    decay: float = Field(0.999, gt=0.0, lt=1.0)
+    update_after_step: NonNegativeInt = 0
+
+
+class TrainingConfig(Section):
+    """The loop: budget, optimiser, precision, checkpoints."""
+
+    train_batch_size: PositiveInt = Field(4, description="pairs per device and micro-step")
+    gradient_accumulation_steps: PositiveInt = 1
+    max_train_steps: NonNegativeInt = Field(description="optimiser steps")
+    learning_rate: float = Field(ge=0.0, description="absolute learning rate at the optimiser")
+    scale_lr: bool = Field(False, description="multiply learning_rate by the effective batch in pairs; printed")
+    lr_scheduler: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
+    ] = "constant_with_warmup"
+    lr_warmup_steps: NonNegativeInt = Field(0, description="in optimiser steps, whatever the number of processes")
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
+    adam_beta1: Probability = 0.9
+    adam_beta2: Probability = 0.999
+    adam_weight_decay: float = Field(1e-2, ge=0.0)
+    adam_epsilon: float = Field(1e-8, gt=0.0)
+    max_grad_norm: float = Field(1.0, gt=0.0)
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    allow_tf32: bool = False
+    ema: EmaConfig = Field(default_factory=EmaConfig)
+    checkpointing_steps: PositiveInt = 500
+    checkpoints_total_limit: PositiveInt | None = None
+    resume_from_checkpoint: str | None = Field(None, description="latest, or a checkpoint-N folder")
+    logging_steps: PositiveInt = Field(1, description="write metrics every n optimiser steps")
+
+
+class ValidationConfig(Section):
+    """Pictures and held-out accuracy during training."""
+
+    validation_prompts: list[str] = Field(default_factory=list)
+    validation_steps: PositiveInt | None = Field(None, description="every n optimiser steps; null: only at the end")
+    num_inference_steps: PositiveInt = 25
+    guidance_scale: float = Field(5.0, ge=0.0)
+    validation_seed: NonNegativeInt = 0
+    heldout_pairs: PositiveInt = Field(256, description="held-out pairs used for implicit accuracy, at most")
+    heldout_draws: PositiveInt = Field(4, description="(timestep, noise) draws per held-out pair")
+
+
+class ExportConfig(Section):
+    """Portable weights written when training finishes."""
+
+    kohya: bool = Field(False, description="also write the LoRA under kohya keys")
+    save_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    output_dir: str = Field(description="run folder")
+    seed: NonNegativeInt = 0
+    report_to: list[Literal["tensorboard", "wandb"]] = Field(default_factory=lambda: ["tensorboard"])
+    model: ModelConfig
+    data: DataConfig
+    objective: ObjectiveConfig
+    training: TrainingConfig
+    validation: ValidationConfig = Field(default_factory=ValidationConfig)
+    export: ExportConfig = Field(default_factory=ExportConfig)
