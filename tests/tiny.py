@@ -1,8 +1,8 @@
 """Randomly initialised, tiny pipelines in the exact diffusers folder layout.
 
-Every function writes a folder that plain ``from_pretrained`` loads in a fraction of a second. Weights depend only on
-`seed`, so two folders written with the same arguments are identical. Sizes are arguments: what is written for one
-shape must not be assumed for another.
+Every function writes a folder that plain ``from_pretrained`` loads in a fraction of a second. Weights depend
+only on `seed`, so two folders written with the same arguments are identical. Sizes are arguments: what is
+written for one shape must not be assumed for another.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 MAX_TOKENS = 77
-NOISE_SCHEDULE = dict(
-    num_train_timesteps=1000,
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    steps_offset=1,
-)
+NOISE_SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
 
 
 def make_sdxl(
@@ -112,7 +112,8 @@ def make_sd(
 ) -> Path:
     """Write a tiny `StableDiffusionPipeline`, laid out like SD1.x (epsilon) or SD2.x (v_prediction).
 
-    The arguments are those of `make_sdxl`; `rescale_betas_zero_snr` (v_prediction only) makes the last step pure noise.
+    The arguments are those of `make_sdxl`; `rescale_betas_zero_snr` (v_prediction only) makes the last step
+    pure noise.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -174,7 +175,7 @@ def make_vae(
 
 
 def make_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
-    """A CLIP tokenizer whose vocabulary is the 256 byte symbols, alone and at the end of a word; no merges."""
+    """A CLIP tokenizer whose vocabulary is the 256 byte symbols, alone and ending a word; no merges."""
     symbols = _byte_symbols()
     words = symbols + [f"{symbol}</w>" for symbol in symbols] + ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: index for index, word in enumerate(words)}
@@ -196,7 +197,7 @@ def _write(pipe: DiffusionPipeline, path: str | Path, dtype: torch.dtype) -> Pat
 
 
 def _byte_symbols() -> list[str]:
-    """The printable stand-ins of the bytes 0..255 in GPT-2's byte-level alphabet; "!" is the first, as in CLIP."""
+    """The printable stand-ins of the bytes 0..255 in the byte-level alphabet; "!" comes first, as in CLIP."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]
