@@ -1,0 +1,76 @@
+"""From an interval to a sentence: what may be claimed, and what may not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from t2i_align.evaluation.statistics import Estimate
+
+Kind = Literal["better", "worse", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Attributes:
+    kind: ``better`` or ``worse`` when the interval of the win rate lies wholly on one side of 0.5.
+    headline: the claim, a few words.
+    sentence: the claim with its figures.
+    """
+
+    kind: Kind
+    headline: str
+    sentence: str
+
+
+def judge(model: str, baseline: str, rate: Estimate, what: str = "") -> Verdict:
+    """The verdict on ``model`` against ``baseline`` from its paired win rate.
+
+    An interval that includes 0.5 is "no evidence of improvement", however high the point estimate.
+
+    Args:
+        what: the score behind it, e.g. "oracle overall".
+    """
+    figures = (
+        f"{model} wins {percent(rate.value)} of {rate.n} prompts against {baseline}"
+        f"{f' by {what}' if what else ''} ({percent(rate.confidence)} interval {span(rate)})."
+    )
+    if rate.low > 0.5:
+        return Verdict("better", f"{model} is better than {baseline}", figures)
+    if rate.high < 0.5:
+        return Verdict("worse", f"{model} is worse than {baseline}", figures)
+    return Verdict("inconclusive", f"No evidence of improvement of {model} over {baseline}", figures)
+
+
+def judge_control(
+    control: str, baseline: str, rate: Estimate, model: str, gap: Estimate | None = None
+) -> Verdict:
+    """What a control run (the same training on shuffled labels) says about the main result.
+
+    Args:
+        rate: the control's win rate against the baseline.
+        model: the run that the control belongs to.
+        gap: the win rate of ``model`` against the control itself, where known.
+    """
+    figures = f"The control {control} wins {percent(rate.value)} ({span(rate)}) against {baseline}."
+    if gap is not None:
+        figures += f" {model} wins {percent(gap.value)} ({span(gap)}) against the control."
+    if rate.low > 0.5:
+        headline = "The control improves too: some of the gain does not come from the preferences"
+        return Verdict("worse", headline, figures)
+    if gap is not None and gap.low <= 0.5:
+        return Verdict("inconclusive", f"{model} cannot be told from its control", figures)
+    return Verdict("better", "The control shows no improvement, as it should", figures)
+
+
+def percent(share: float) -> str:
+    """``0.7431`` -> ``74 %``; one decimal where whole per cents would hide the side of a half."""
+    whole = f"{100 * share:.0f}"
+    if whole in {"50", "100", "0"} and abs(100 * share - float(whole)) >= 0.05:
+        return f"{100 * share:.1f} %"
+    return f"{whole} %"
+
+
+def span(rate: Estimate) -> str:
+    """``0.681 to 0.802`` as ``68 to 80 %``."""
+    return f"{percent(rate.low).removesuffix(' %')} to {percent(rate.high)}"

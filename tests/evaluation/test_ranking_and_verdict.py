@@ -1,0 +1,88 @@
+"""Bradley-Terry strengths and the sentences made from intervals."""
+
+import math
+
+import numpy as np
+import pytest
+
+from t2i_align.evaluation.ranking import bradley_terry, elo
+from t2i_align.evaluation.statistics import Estimate
+from t2i_align.evaluation.verdict import judge, judge_control, percent, span
+
+
+def test_two_models_have_the_log_odds_of_the_wins():
+    theta = bradley_terry(np.array([[0.0, 30.0], [10.0, 0.0]]), pseudo_wins=0.0)
+    assert theta[0] - theta[1] == pytest.approx(math.log(3))
+    assert theta.sum() == pytest.approx(0.0)
+
+
+def test_three_models_recover_known_strengths():
+    truth = np.array([0.7, 0.0, -0.7])
+    chance = 1 / (1 + np.exp(truth[None, :] - truth[:, None]))
+    wins = 1000 * chance * (1 - np.eye(3))
+    np.testing.assert_allclose(bradley_terry(wins, pseudo_wins=0.0), truth, atol=1e-8)
+
+
+def test_swapping_models_swaps_strengths_and_doubling_rows_changes_nothing():
+    wins = np.array([[0.0, 8.0, 5.0], [2.0, 0.0, 6.0], [5.0, 4.0, 0.0]])
+    order = [2, 0, 1]
+    swapped = bradley_terry(wins[np.ix_(order, order)])
+    np.testing.assert_allclose(swapped, bradley_terry(wins)[order], atol=1e-9)
+    np.testing.assert_allclose(
+        bradley_terry(2 * wins, pseudo_wins=0), bradley_terry(wins, pseudo_wins=0), atol=1e-9
+    )
+
+
+def test_a_model_that_only_wins_stays_finite_and_ties_are_equal():
+    assert np.isfinite(bradley_terry(np.array([[0.0, 10.0], [0.0, 0.0]]))).all()
+    np.testing.assert_allclose(bradley_terry(np.array([[0.0, 5.0], [5.0, 0.0]])), 0.0, atol=1e-12)
+
+
+def test_disconnected_models_are_refused():
+    wins = np.zeros((4, 4))
+    wins[0, 1] = wins[2, 3] = 5.0
+    with pytest.raises(ValueError, match="never compared"):
+        bradley_terry(wins)
+
+
+def test_elo_is_anchored_and_its_intervals_hold_the_point():
+    generator = np.random.default_rng(0)
+    shifts = {"base": 0, "mid": 0.5, "good": 1.5}
+    scores = {name: generator.normal(loc=shift, size=(200, 1)) for name, shift in shifts.items()}
+    table = elo(scores, "base", replicates=500)
+    assert list(table) == ["base", "mid", "good"]
+    assert (table["base"].low, table["base"].value, table["base"].high) == (1000.0, 1000.0, 1000.0)
+    assert 1000 < table["mid"].low < table["mid"].value < table["mid"].high < table["good"].value
+    shuffled = elo({name: values[::-1] for name, values in scores.items()}, "base", replicates=500)
+    assert shuffled["good"].value == pytest.approx(table["good"].value)
+
+
+@pytest.mark.parametrize(
+    ("rate", "kind", "start"),
+    [
+        (Estimate(0.74, 0.68, 0.80, 200), "better", "tuned is better than base"),
+        (Estimate(0.56, 0.499, 0.62, 200), "inconclusive", "No evidence of improvement"),
+        (Estimate(0.56, 0.5, 0.62, 200), "inconclusive", "No evidence of improvement"),
+        (Estimate(0.30, 0.24, 0.36, 200), "worse", "tuned is worse than base"),
+    ],
+)
+def test_verdict_follows_the_interval(rate, kind, start):
+    verdict = judge("tuned", "base", rate, "oracle overall")
+    assert verdict.kind == kind
+    assert verdict.headline.startswith(start)
+    assert "200 prompts" in verdict.sentence and "95 % interval" in verdict.sentence
+
+
+def test_control_verdicts():
+    flat, won = Estimate(0.5, 0.43, 0.57, 200), Estimate(0.6, 0.53, 0.67, 200)
+    assert judge_control("shuffled", "base", flat, "tuned", Estimate(0.7, 0.63, 0.77, 200)).kind == "better"
+    assert judge_control("shuffled", "base", won, "tuned").kind == "worse"
+    assert judge_control("shuffled", "base", flat, "tuned", flat).kind == "inconclusive"
+
+
+def test_percentages_never_hide_the_side_of_a_half():
+    assert percent(0.743) == "74 %"
+    assert percent(0.503) == "50.3 %"
+    assert percent(0.5) == "50 %"
+    assert percent(0.998) == "99.8 %"
+    assert span(Estimate(0.7, 0.681, 0.802, 9)) == "68 to 80 %"
