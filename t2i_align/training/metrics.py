@@ -1,0 +1,142 @@
+"""What a run writes down: metrics.jsonl, tracker events, and the watch for likelihood displacement."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from t2i_align.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class MetricsWriter:
+    """Append-only ``metrics.jsonl`` plus TensorBoard / wandb, on the main process.
+
+    A resumed run drops the lines after its checkpoint first, so the file always reads like an unbroken run.
+    """
+
+    def __init__(self, output_dir: Path, trackers: list[str], config: dict, resume_step: int) -> None:
+        self.path = output_dir / "metrics.jsonl"
+        _drop_after(self.path, resume_step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._trackers = [_open_tracker(name, output_dir, config, resume_step) for name in trackers]
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One JSON object per call; non-finite numbers become null so that every reader can parse the line."""
+        clean = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        self._file.write(json.dumps({"step": step, **clean}) + "\n")
+        self._file.flush()
+        for tracker in self._trackers:
+            tracker(step, values)
+
+    def close(self) -> None:
+        """Close the file and the trackers."""
+        self._file.close()
+        for tracker in self._trackers:
+            tracker(None, {})
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a ``metrics.jsonl``; a line cut short by a kill is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+    return rows
+
+
+def _drop_after(path: Path, step: int) -> None:
+    rows = [row for row in read_metrics(path) if row["step"] <= step]
+    if path.exists():
+        temporary = path.with_suffix(".writing")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        temporary.replace(path)
+
+
+def _open_tracker(name: str, output_dir: Path, config: dict, resume_step: int):
+    """A function ``(step, values)``; step None closes."""
+    if name == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        # purge_step hides events that a killed run wrote beyond its last checkpoint.
+        writer = SummaryWriter(str(output_dir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
+
+        def log(step: int | None, values: dict[str, float]) -> None:
+            if step is None:
+                writer.close()
+            for key, value in values.items():
+                writer.add_scalar(key, value, step)
+
+        return log
+    return _open_wandb(output_dir, config)
+
+
+def _open_wandb(output_dir: Path, config: dict):
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(
+            "report_to: wandb needs the wandb package.",
+            "wandb is not installed",
+            "pip install 't2i_align[wandb]', or report_to=[tensorboard]",
+        ) from error
+    run = wandb.init(project="t2i_align", dir=str(output_dir), config=config, resume="allow")
+
+    def log(step: int | None, values: dict[str, float]) -> None:
+        if step is None:
+            run.finish()
+        else:
+            run.log(values, step=step)
+
+    return log
+
+
+def logit_quantiles(logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Quantiles 0.5, 0.9 and 1.0 of |z| over the global batch: a saturated link shows here first."""
+    magnitude = logits.abs().float()
+    points = torch.quantile(magnitude, torch.tensor([0.5, 0.9, 1.0], device=magnitude.device))
+    return {"logits/abs_p50": points[0], "logits/abs_p90": points[1], "logits/abs_max": points[2]}
+
+
+class DisplacementWatch:
+    """Likelihood displacement: the winner's error rises above the reference's while the margin still grows.
+
+    ``update`` takes the batch means of d_w = e_w - r_w and of the margin h. Over a window of ``2 n`` logged steps the
+    two halves are compared; displacement means that in the later half d_w is positive by two standard errors, higher
+    than before, and the margin is higher than before.
+    """
+
+    def __init__(self, half_window: int = 25) -> None:
+        self._values: deque[tuple[float, float]] = deque(maxlen=2 * half_window)
+        self._half = half_window
+        self.warned = False
+
+    def update(self, d_winner: float, margin: float) -> bool:
+        """Add one step; True when the window shows displacement. The warning is logged once."""
+        self._values.append((d_winner, margin))
+        if len(self._values) < 2 * self._half:
+            return False
+        window = torch.tensor(list(self._values))
+        early, late = window[: self._half].mean(0), window[self._half :].mean(0)
+        error = window[self._half :, 0].std() / self._half**0.5
+        displaced = bool(late[0] > 2 * error and late[0] > early[0] and late[1] > early[1])
+        if displaced and not self.warned:
+            self.warned = True
+            logger.warning(
+                "Likelihood displacement: the winner's error is above the reference (d_w = %.3g) while the margin "
+                "still grows (h = %.3g). The pictures may get worse although the loss falls. Remedies: fewer steps, a "
+                "smaller learning rate, objective dpo_shift, or an SFT anchor.",
+                late[0].item(),
+                late[1].item(),
+            )
+        return displaced

@@ -1,0 +1,90 @@
+"""Optimisers, learning-rate schedules and the rule that scales the learning rate."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+
+import torch
+from diffusers.optimization import get_scheduler
+
+from t2i_align.config.schema import TrainingConfig
+from t2i_align.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def effective_batch(config: TrainingConfig, num_processes: int) -> int:
+    """Pairs per optimiser step over all processes and accumulation steps."""
+    return config.train_batch_size * config.gradient_accumulation_steps * num_processes
+
+
+def absolute_learning_rate(config: TrainingConfig, num_processes: int) -> float:
+    """The learning rate at the optimiser; with ``scale_lr`` it is multiplied by the effective batch."""
+    if not config.scale_lr:
+        return config.learning_rate
+    batch = effective_batch(config, num_processes)
+    result = config.learning_rate * batch
+    logger.info("scale_lr: %g x effective batch %d = %g", config.learning_rate, batch, result)
+    return result
+
+
+def build_optimizer(
+    config: TrainingConfig, parameters: list[torch.nn.Parameter], learning_rate: float
+) -> torch.optim.Optimizer:
+    """Make the optimiser named in the config.
+
+    Raises:
+        UserError: ``adamw_8bit`` without bitsandbytes or without CUDA.
+    """
+    adam = {
+        "lr": learning_rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "weight_decay": config.adam_weight_decay,
+        "eps": config.adam_epsilon,
+    }
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, **adam)
+    if config.optimizer == "adamw_8bit":
+        return _adamw_8bit(parameters, adam)
+    from transformers.optimization import Adafactor
+
+    # The published SDXL setting: an absolute learning rate, neither relative steps nor parameter scaling.
+    return Adafactor(
+        parameters,
+        lr=learning_rate,
+        weight_decay=config.adam_weight_decay,
+        clip_threshold=1.0,
+        scale_parameter=False,
+        relative_step=False,
+    )
+
+
+def _adamw_8bit(parameters: list[torch.nn.Parameter], adam: dict) -> torch.optim.Optimizer:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "training.optimizer: adamw_8bit needs the bitsandbytes package.",
+            "bitsandbytes is not installed",
+            "pip install 't2i_align[bitsandbytes]', or use training.optimizer=adamw",
+        )
+    if not torch.cuda.is_available():
+        raise UserError(
+            "training.optimizer: adamw_8bit runs on CUDA devices only.",
+            "no CUDA device",
+            "use training.optimizer=adamw",
+        )
+    import bitsandbytes
+
+    return bitsandbytes.optim.AdamW8bit(parameters, **adam)
+
+
+def build_scheduler(
+    config: TrainingConfig, optimizer: torch.optim.Optimizer
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The schedule in optimiser steps. It is never handed to accelerate, which would step it once per process."""
+    return get_scheduler(
+        config.lr_scheduler,
+        optimizer=optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=max(config.max_train_steps, 1),
+    )

@@ -1,0 +1,307 @@
+"""``train(config)``: wire the rooms together, run the loop, export."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from t2i_align import objectives
+from t2i_align.backbones import Backbone, load_backbone
+from t2i_align.config.loading import save_resolved
+from t2i_align.config.schema import RunConfig
+from t2i_align.data.provider import PairProvider, ensure_cache
+from t2i_align.errors import UserError
+from t2i_align.export import export_run
+from t2i_align.training.checkpoints import TrainState, load_checkpoint, resolve_resume, save_checkpoint
+from t2i_align.training.ema import Ema
+from t2i_align.training.environment import write_environment
+from t2i_align.training.loop import Hooks, Loop
+from t2i_align.training.metrics import DisplacementWatch, MetricsWriter, read_metrics
+from t2i_align.training.optimisers import (
+    absolute_learning_rate,
+    build_optimizer,
+    build_scheduler,
+    effective_batch,
+)
+from t2i_align.training.progress import Progress
+from t2i_align.training.step import PairStep
+from t2i_align.training.validation import HeldoutProbe, compose_grid, draw_samples
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run leaves behind.
+
+    Attributes:
+        output_dir: the run folder.
+        export_dir: portable weights.
+        steps: optimiser steps done in all.
+        train_seconds: time inside optimiser steps, over all launches of the run.
+        seconds: wall time of the launch, loading and validation included.
+    """
+
+    output_dir: Path
+    export_dir: Path
+    steps: int
+    train_seconds: float
+    seconds: float
+
+
+def train(config: RunConfig) -> TrainResult:
+    """Run a whole training from a checked configuration.
+
+    Raises:
+        UserError: anything the user can put right, before the first step where it can be known then.
+        Interrupted: asked to stop by a signal; a checkpoint was written.
+    """
+    started = time.perf_counter()
+    output_dir = Path(config.output_dir)
+    resume = resolve_resume(output_dir, config.training.resume_from_checkpoint)
+    objective = objectives.resolve(config.objective)
+    accelerator = _accelerator(config)
+    set_seed(config.seed)
+    backbone = load_backbone(config.model, accelerator.device, weight_dtype(config))
+    if config.data.cache_dir is not None:
+        with accelerator.main_process_first():
+            ensure_cache(config, backbone)
+    run = _Run(config, accelerator, backbone, objective, output_dir)
+    run.prepare(resume)
+    try:
+        run.loop.run()
+    finally:
+        run.close()
+    export_dir = run.export()
+    return TrainResult(
+        output_dir, export_dir, run.loop.finished_steps, run.loop.train_seconds, time.perf_counter() - started
+    )
+
+
+def weight_dtype(config: RunConfig) -> torch.dtype:
+    """Storage type of frozen weights; what is trained is always float32."""
+    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.training.mixed_precision]
+
+
+def _accelerator(config: RunConfig) -> Accelerator:
+    precision = config.training.mixed_precision
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError(
+            "training.mixed_precision: fp16 needs a CUDA device.", "no CUDA device", "use bf16 or no mixed precision"
+        )
+    if config.training.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    # Accumulation is the loop's own, and the schedule is stepped there: accelerate only moves and reduces.
+    return Accelerator(mixed_precision=precision, step_scheduler_with_optimizer=False)
+
+
+class _Run:
+    """The objects of one run and the hooks the loop calls."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        accelerator: Accelerator,
+        backbone: Backbone,
+        objective: objectives.Objective,
+        output_dir: Path,
+    ) -> None:
+        training = config.training
+        self.config, self.accelerator, self.backbone = config, accelerator, backbone
+        self.objective, self.output_dir = objective, output_dir
+        self.provider = PairProvider(
+            config,
+            backbone,
+            batch_size=training.train_batch_size,
+            accumulation=training.gradient_accumulation_steps,
+            device=accelerator.device,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        self.trainable = {name: p for name, p in backbone.unet.named_parameters() if p.requires_grad}
+        rate = absolute_learning_rate(training, accelerator.num_processes)
+        optimizer = build_optimizer(training, list(self.trainable.values()), rate)
+        policy, optimizer = accelerator.prepare(backbone.unet, optimizer)
+        backbone.policy = policy
+        scheduler = build_scheduler(training, optimizer)
+        self.ema = Ema(training.ema, self.trainable) if training.ema.enabled else None
+        self.step = PairStep(backbone, objective, config.seed, training.max_train_steps, accelerator)
+        self.loop = Loop(
+            config=config,
+            accelerator=accelerator,
+            step=self.step,
+            provider=self.provider,
+            policy=policy,
+            parameters=list(self.trainable.values()),
+            optimizer=optimizer,
+            scheduler=scheduler,
+            hooks=Hooks(self.log, self.checkpoint, self.validate),
+            ema=self.ema,
+        )
+        self.displacement = DisplacementWatch()
+        self.writer: MetricsWriter | None = None
+        self.probe: HeldoutProbe | None = None
+        self.progress = Progress(training.max_train_steps, accelerator.is_main_process)
+
+    def prepare(self, resume: Path | None) -> None:
+        """Run folder, held-out reference (still the base model), then the checkpoint."""
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self._prepare_probe()
+        if resume is not None:
+            self._restore(resume)
+        if self.accelerator.is_main_process:
+            save_resolved(self.config, self.output_dir / "config.yaml")
+            write_environment(
+                self.output_dir,
+                num_processes=self.accelerator.num_processes,
+                device=self.accelerator.device,
+                attention=self.backbone.attention_choice,
+            )
+            self.writer = MetricsWriter(
+                self.output_dir, self.config.report_to, self.config.model_dump(mode="json"), self.loop.finished_steps
+            )
+            self._announce(resume)
+        self.accelerator.wait_for_everyone()
+        if resume is None:
+            self.validate(0)
+
+    def state(self) -> TrainState:
+        """What a checkpoint holds."""
+        return TrainState(
+            trainable=self.trainable,
+            optimizer=self.loop.optimizer,
+            scheduler=self.loop.scheduler,
+            ema=None if self.ema is None else self.ema.weights,
+            ema_step=0 if self.ema is None else self.ema.step,
+            scaler=self.accelerator.scaler,
+            train_seconds=self.loop.train_seconds,
+        )
+
+    def identity(self) -> dict:
+        """The settings a checkpoint must share with the run that resumes it."""
+        training = self.config.training
+        return {
+            "seed": self.config.seed,
+            "model": self.config.model.model_dump(mode="json", exclude={"attention", "gradient_checkpointing", "compile"}),
+            "objective": self.config.objective.model_dump(mode="json"),
+            "pairs": self.provider.source.fingerprint,
+            "effective_batch": effective_batch(training, self.accelerator.num_processes),
+            "resolution": self.config.data.resolution,
+            "ema": training.ema.model_dump(mode="json"),
+            "optimizer": training.optimizer,
+        }
+
+    def log(self, step: int, summary) -> None:
+        """Reduce over processes, then write on one."""
+        values = summary.flush()
+        if "d_w" in values and "margin" in values:
+            values["likelihood_displacement"] = float(self.displacement.update(values["d_w"], values["margin"]))
+        values["epoch"] = self.provider.epoch_of(step - 1)
+        values["seconds"] = self.loop.train_seconds
+        self.progress.update(step, values)
+        if self.writer is not None:
+            self.writer.write(step, values)
+
+    def checkpoint(self, step: int) -> None:
+        """Written by one process; all meet afterwards."""
+        if self.accelerator.is_main_process:
+            save_checkpoint(
+                self.output_dir, step, self.state(), self.identity(), self.config.training.checkpoints_total_limit
+            )
+        self.accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def validate(self, step: int) -> None:
+        """Held-out implicit accuracy and sample grid, with the averaged weights where there are any."""
+        with self.ema.applied() if self.ema is not None else nullcontext():
+            values = self._heldout() if step else {}
+            self._samples(step)
+        if self.writer is not None and values:
+            self.writer.write(step, values)
+            self.progress.note(f"step {step}: held-out implicit accuracy {values['heldout/implicit_accuracy']:.3f}")
+
+    def export(self) -> Path:
+        """Portable weights and model card, from the averaged weights where there are any."""
+        path = self.output_dir / "export"
+        if self.accelerator.is_main_process:
+            rows = read_metrics(self.output_dir / "metrics.jsonl")
+            final = {key: value for row in rows[-20:] for key, value in row.items()}
+            path = export_run(
+                self.backbone, path, self.config, final, ema_weights=None if self.ema is None else self.ema.weights
+            )
+        self.accelerator.wait_for_everyone()
+        return path
+
+    def close(self) -> None:
+        """Flush files, end the progress bar."""
+        self.progress.close()
+        if self.writer is not None:
+            self.writer.close()
+
+    def _prepare_probe(self) -> None:
+        if self.provider.num_heldout == 0:
+            return
+        validation = self.config.validation
+        share = -(-validation.heldout_pairs // self.accelerator.num_processes)
+        self.probe = HeldoutProbe(
+            self.step,
+            lambda: self.provider.heldout_batches(share, self.config.training.train_batch_size),
+            validation.heldout_draws,
+            self.output_dir,
+            self.accelerator.process_index,
+        )
+        self.probe.prepare()
+
+    def _heldout(self) -> dict[str, float]:
+        if self.probe is None:
+            return {}
+        rows = self.probe.measure().to(self.accelerator.device)
+        rows = self.accelerator.gather_for_metrics(rows.contiguous(), use_gather_object=True)
+        table = rows if isinstance(rows, torch.Tensor) else torch.cat([row.cpu().reshape(-1, 3) for row in rows])
+        accuracy, d_winner, d_loser = table.float().mean(0).tolist()
+        return {
+            "heldout/implicit_accuracy": accuracy,
+            "heldout/d_w": d_winner,
+            "heldout/d_l": d_loser,
+            "heldout/margin": d_loser - d_winner,
+        }
+
+    def _samples(self, step: int) -> None:
+        prompts = self.config.validation.validation_prompts
+        if not prompts:
+            return
+        folder = self.output_dir / "samples" / f"step-{step}"
+        draw_samples(
+            self.backbone.pipeline(),
+            self.config.validation,
+            folder,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            compose_grid(folder, prompts, folder.with_suffix(".png"))
+
+    def _restore(self, checkpoint: Path) -> None:
+        state = self.state()
+        self.loop.finished_steps = load_checkpoint(checkpoint, state, self.identity())
+        self.loop.train_seconds = state.train_seconds
+        if self.ema is not None:
+            self.ema.step = state.ema_step
+
+    def _announce(self, resume: Path | None) -> None:
+        training, count = self.config.training, sum(p.numel() for p in self.trainable.values())
+        batch = effective_batch(training, self.accelerator.num_processes)
+        origin = f"resumed from {resume}" if resume else "new run"
+        self.progress.note(
+            f"{origin} in {self.output_dir}: {self.provider.num_pairs} pairs, effective batch {batch}, "
+            f"{training.max_train_steps} steps, {count:,} trained parameters, {self.objective.name}"
+        )
+        self.progress.note(f"attention: {self.backbone.attention_choice}")

@@ -1,0 +1,93 @@
+"""Held-out implicit accuracy and validation pictures, computed by all processes together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from t2i_align.config.schema import ValidationConfig
+from t2i_align.data.batch import PairBatch
+from t2i_align.training.step import Draws, PairStep
+
+REFERENCE_FILE = "heldout_reference.safetensors"
+
+
+class HeldoutProbe:
+    """Implicit accuracy on pairs the run never trains on, with the same (timestep, noise) draws every time.
+
+    The reference errors are measured once, before the first update, when the policy still is the base model, and kept in
+    the run folder. So the probe costs policy passes only and works for reference-free objectives too.
+
+    Args:
+        step: measures errors of a batch.
+        batches: a fresh iterator over this process's held-out batches.
+        draws: (timestep, noise) draws per pair; a pair is decided by its mean margin over them.
+        folder: run folder.
+        rank: this process, which keeps a file of its own.
+    """
+
+    def __init__(
+        self, step: PairStep, batches: Callable[[], Iterable[PairBatch]], draws: int, folder: Path, rank: int
+    ) -> None:
+        self._step, self._batches, self._draws = step, batches, draws
+        self._path = folder / f"rank{rank}.{REFERENCE_FILE}" if rank else folder / REFERENCE_FILE
+        self._reference: torch.Tensor | None = None
+
+    def prepare(self) -> None:
+        """Measure or reload the reference errors ``[2, N, draws]``; call before the first update."""
+        if self._path.exists():
+            self._reference = load_file(self._path)["errors"]
+            return
+        self._reference = self._measure()
+        save_file({"errors": self._reference}, self._path)
+
+    def measure(self) -> torch.Tensor:
+        """Per held-out pair of this process ``[N, 3]``: accuracy (ties 0.5), d_w, d_l."""
+        assert self._reference is not None, "prepare() comes first"
+        d_winner, d_loser = (self._measure() - self._reference).mean(-1)
+        margin = d_loser - d_winner
+        accuracy = torch.where(margin == 0, 0.5, (margin > 0).float())
+        return torch.stack([accuracy, d_winner, d_loser], dim=1)
+
+    @torch.no_grad()
+    def _measure(self) -> torch.Tensor:
+        rows = []
+        for batch in self._batches():
+            per_draw = []
+            for draw in range(self._draws):
+                errors = self._step.policy_errors(batch, Draws("heldout", draw))
+                per_draw.append(torch.stack(errors).float().cpu())
+            rows.append(torch.stack(per_draw, dim=-1))
+        return torch.cat(rows, dim=1) if rows else torch.zeros(2, 0, self._draws)
+
+
+def draw_samples(pipeline, config: ValidationConfig, folder: Path, rank: int, world_size: int) -> None:
+    """Render this process's share of the validation prompts into ``folder`` as ``NN.png``."""
+    from t2i_align.evaluation.generate import sample_images
+
+    folder.mkdir(parents=True, exist_ok=True)
+    mine = list(range(rank, len(config.validation_prompts), world_size))
+    if not mine:
+        return
+    images = sample_images(
+        pipeline,
+        [config.validation_prompts[i] for i in mine],
+        seeds=[config.validation_seed + i for i in mine],
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+    )
+    for index, image in zip(mine, images, strict=True):
+        image.save(folder / f"{index:02d}.png")
+
+
+def compose_grid(folder: Path, prompts: list[str], target: Path) -> None:
+    """Join the rendered prompts into one picture (main process, after a barrier)."""
+    from t2i_align.evaluation.generate import grid
+
+    images = [Image.open(folder / f"{index:02d}.png").convert("RGB") for index in range(len(prompts))]
+    if images:
+        grid(images, columns=min(len(images), 4), captions=prompts).save(target)

@@ -1,0 +1,70 @@
+"""Small pair files and configurations for tests that train."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from t2i_align.config.schema import RunConfig
+
+CAPTIONS = ("a red circle", "a blue square", "a green star", "a small yellow ring")
+
+
+def picture(seed: int, size: int = 32) -> bytes:
+    """A smooth random picture as PNG bytes."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_pairs(path: Path, count: int = 12, size: int = 32, seed: int = 0) -> Path:
+    """A parquet file in the Pick-a-Pic schema; picture 0 and 1 win in turn."""
+    rows = range(count)
+    table = {
+        "ranking_id": list(rows),
+        "user_id": [index % 3 for index in rows],
+        "caption": [f"{CAPTIONS[index % len(CAPTIONS)]} {index // len(CAPTIONS)}" for index in rows],
+        "jpg_0": [picture(seed + 2 * index, size) for index in rows],
+        "jpg_1": [picture(seed + 2 * index + 1, size) for index in rows],
+        "label_0": [float(index % 2) for index in rows],
+        "label_1": [1.0 - index % 2 for index in rows],
+        "has_label": [True] * count,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(table), path)
+    return path
+
+
+def run_settings(model: Path, pairs: Path, output_dir: Path, **sections: dict) -> dict:
+    """A whole run of four steps as plain data; keyword arguments update its sections."""
+    settings: dict = {
+        "output_dir": str(output_dir),
+        "seed": 3,
+        "report_to": [],
+        "model": {"pretrained_model_name_or_path": str(model), "lora": {"rank": 4}},
+        "data": {"source": str(pairs), "resolution": 32},
+        "objective": {"preset": "dpo", "beta": 2000.0},
+        "training": {
+            "train_batch_size": 2,
+            "max_train_steps": 4,
+            "learning_rate": 1e-3,
+            "checkpointing_steps": 2,
+        },
+        "validation": {"num_inference_steps": 2},
+    }
+    for name, values in sections.items():
+        settings[name] = {**settings.get(name, {}), **values} if isinstance(values, dict) else values
+    return settings
+
+
+def run_config(model: Path, pairs: Path, output_dir: Path, **sections: dict) -> RunConfig:
+    """The same as a checked configuration."""
+    return RunConfig.model_validate(run_settings(model, pairs, output_dir, **sections))

@@ -1,0 +1,58 @@
+"""metrics.jsonl, the |z| quantiles, accuracy by timestep, and the displacement watch."""
+
+import json
+import logging
+
+import torch
+
+from t2i_align.training.metrics import DisplacementWatch, MetricsWriter, logit_quantiles, read_metrics
+from t2i_align.training.summary import accuracy_by_timestep
+
+
+def test_a_resumed_file_reads_like_an_unbroken_run(tmp_path):
+    writer = MetricsWriter(tmp_path, [], {}, resume_step=0)
+    for step in (1, 2, 3):
+        writer.write(step, {"loss": float(step)})
+    writer.close()
+    with writer.path.open("a") as file:
+        file.write('{"step": 4, "lo')  # the line a kill cut short
+
+    resumed = MetricsWriter(tmp_path, [], {}, resume_step=2)
+    resumed.write(3, {"loss": 30.0})
+    resumed.close()
+
+    assert [(row["step"], row["loss"]) for row in read_metrics(writer.path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_non_finite_numbers_stay_valid_json(tmp_path):
+    writer = MetricsWriter(tmp_path, [], {}, resume_step=0)
+    writer.write(1, {"a": float("nan"), "b": float("inf"), "c": 1.0})
+    writer.close()
+    assert json.loads(writer.path.read_text()) == {"step": 1, "a": None, "b": None, "c": 1.0}
+
+
+def test_logit_quantiles_by_hand():
+    values = logit_quantiles(torch.tensor([-3.0, 0.0, 1.0, 2.0, -1.0]))
+    assert values["logits/abs_p50"] == 1.0
+    assert torch.isclose(values["logits/abs_p90"], torch.tensor(2.6))
+    assert values["logits/abs_max"] == 3.0
+
+
+def test_accuracy_by_timestep_leaves_empty_bins_out():
+    accuracy = torch.tensor([1.0, 0.0, 0.5, 1.0])
+    values = accuracy_by_timestep(accuracy, torch.tensor([0.0, 0.2, 0.3, 0.999]))
+    assert {name[-6:]: float(value) for name, value in values.items()} == {"0_of_4": 0.5, "1_of_4": 0.5, "3_of_4": 1.0}
+
+
+def test_displacement_is_a_rising_winner_error_under_a_growing_margin(caplog):
+    watch = DisplacementWatch(half_window=5)
+    with caplog.at_level(logging.WARNING):
+        flags = [watch.update(d_winner=0.01 * step, margin=0.02 * step) for step in range(20)]
+    assert not any(flags[:9]) and flags[-1]
+    assert sum("displacement" in record.message for record in caplog.records) == 1
+
+
+def test_no_displacement_while_the_winner_improves_or_the_margin_shrinks():
+    improving, shrinking = DisplacementWatch(5), DisplacementWatch(5)
+    assert not any(improving.update(-0.01 * step, 0.02 * step) for step in range(20))
+    assert not any(shrinking.update(0.01 * step, -0.02 * step) for step in range(20))
