@@ -1,0 +1,34 @@
+"""The one error type that a user's input can cause in this package."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RewardModelError(ValueError):
+    """Something a user can put right: a wrong file, an unknown option, a broken image.
+
+    The message has three parts, each optional but the first: what is wrong, what was found, how to fix it.
+    """
+
+    def __init__(self, what: str, found: str = "", fix: str = "") -> None:
+        self.what, self.found, self.fix = what, found, fix
+        lines = [what]
+        if found:
+            lines.append(f"  found: {found}")
+        if fix:
+            lines.append(f"  fix:   {fix}")
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[type[RewardModelError], tuple[str, str, str]]:
+        """Keep the three parts when the error crosses a process boundary (decoding workers)."""
+        return type(self), (self.what, self.found, self.fix)
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> RewardModelError:
+    """An error for a name outside a fixed set, with the nearest valid one."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return RewardModelError(f"unknown {kind} '{name}'", fix=f"{hint}choose from: {', '.join(names)}")

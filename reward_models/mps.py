@@ -1,0 +1,228 @@
+"""MPS (Zhang et al. 2024): CLIP with a condition that says which words of the prompt matter.
+
+The prompt's tokens T, its end token t, the condition's tokens C and the image's tokens V are projected CLIP states.
+A prompt token is read only if it is close to some word of the condition:
+
+    m_i = max_j T_i . C_j,   keep_i = (m_i / max_i m_i > threshold),   score = exp(logit_scale) * cos(t, F(V, T, keep)_CLS)
+
+with F the fusion module (`reward_models.mps_fusion`). Padding tokens take part. Two deliberate differences from the
+released code: the maximum is taken per prompt, so a score never depends on the rest of the batch, and the threshold
+is the evaluation scripts' 0.3 (the model's own forward uses 0.01; `mask_threshold` sets it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reward_models.errors import RewardModelError, unknown_name
+from reward_models.hf_clip import build_clip_tower, clip_tokenise
+from reward_models.loading import (
+    fit_state_dict,
+    folder_weights,
+    read_json,
+    read_state_dict,
+    resolve_file,
+    weights_digest,
+)
+from reward_models.mps_fusion import CrossModel, FusionConfig
+from reward_models.network import NetworkScorer, TextFeatures
+from reward_models.preprocess import Preprocessor
+from reward_models.scorer import short_hash, version_string, wide
+from reward_models.tokenizers import ClipTokenise
+from reward_models.towers import HFClipTower, cosine, freeze, without_memory
+
+_AESTHETIC = "light, color, clarity, tone, style, ambiance, artistry"
+_DETAIL = "shape, face, hair, hands, limbs, structure, instance, texture"
+_SEMANTIC = "quantity, attributes, position, number, location"
+CONDITIONS = {
+    "overall": f"{_AESTHETIC}, {_DETAIL}, {_SEMANTIC}, word, things.",
+    "aesthetic": f"{_AESTHETIC}.",
+    "detail": f"{_DETAIL}.",
+    "semantic": f"{_SEMANTIC}.",
+}
+MASK_THRESHOLD = 0.3
+CLIP_CONFIG_FILE, FUSION_CONFIG_FILE = "clip_config.json", "cross_config.json"
+CONVERT_FIX = (
+    "the published MPS file is a pickled module; run `t2i-align rewards convert-mps FILE FOLDER` once, "
+    "which executes nothing from it, and load the folder"
+)
+# The published model: CLIP ViT-H/14 of laion2B, see the transformers folder laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
+VIT_H14_CONFIG: dict[str, Any] = {
+    "projection_dim": 1024,
+    "text_config": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "hidden_act": "gelu",
+        "vocab_size": 49408,
+        "max_position_embeddings": 77,
+        "projection_dim": 1024,
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "vision_config": {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "hidden_act": "gelu",
+        "image_size": 224,
+        "patch_size": 14,
+        "projection_dim": 1024,
+    },
+}
+TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+
+class MPSNetwork(nn.Module):
+    """CLIP tower and fusion module, `model.*` and `cross_model.*` of the checkpoint."""
+
+    def __init__(self, tower: HFClipTower, cross_model: CrossModel) -> None:
+        super().__init__()
+        self.tower, self.cross_model = tower, cross_model
+
+    def keep_tokens(self, tokens: Tensor, condition: Tensor, threshold: float) -> Tensor:
+        """Which prompt tokens [P, L, D] a condition [L, D] lets through, bool [P, L]; never none of a row."""
+        closest = (wide(tokens) @ wide(condition).T).amax(-1)
+        top = closest.amax(-1, keepdim=True)
+        ratio = closest / torch.where(top == 0, torch.ones_like(top), top)
+        return (ratio > threshold) | (closest == top)
+
+    def forward(self, tokens: Tensor, end: Tensor, keep: Tensor, image_tokens: Tensor) -> Tensor:
+        """Scores [N] from prompt tokens [N, L, D], end tokens [N, D], mask [N, L] and image tokens [N, I, D]."""
+        fused = self.cross_model(image_tokens, tokens, keep)[:, 0]
+        return wide(self.tower.logit_scale).exp() * cosine(end, fused)
+
+
+class MPSScorer(NetworkScorer):
+    """MPS under one condition; see the module docstring."""
+
+    model: MPSNetwork
+
+    def __init__(
+        self,
+        version: str,
+        network: MPSNetwork,
+        tokenise: ClipTokenise,
+        condition: str,
+        mask_threshold: float,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenise, self.device = network, tokenise, device
+        self.version, self.mask_threshold = version, mask_threshold
+        self.preprocessor = Preprocessor("clip_pil", network.tower.image_size)
+        self.set_condition(condition)
+
+    def set_condition(self, condition: str) -> None:
+        """Score under a named condition (a key of `CONDITIONS`) or a comma-separated text of the user's."""
+        if condition not in CONDITIONS and "," not in condition and " " not in condition:
+            raise unknown_name("condition", condition, [*CONDITIONS, "or a text such as 'colour, light'"])
+        self.condition = CONDITIONS.get(condition, condition)
+        named = {text: name for name, text in CONDITIONS.items()}
+        label = named.get(self.condition, f"text-{short_hash(condition)}")
+        self.name = "mps" if label == "overall" else f"mps:{label}"
+        self._condition_tokens: Tensor | None = None
+        self.forget_prompts()
+
+    def forget_prompts(self) -> None:
+        super().forget_prompts()
+        self._condition_tokens = None
+
+    def condition_tokens(self, condition: str) -> Tensor:
+        """Projected tokens [L, D] of a condition text."""
+        ids = self.tokenise([condition]).to(self.device)
+        return self.model.tower.encode_text_tokens(ids)[0][0]
+
+    def encode_prompts(self, prompts: list[str]) -> TextFeatures:
+        """Prompt tokens [P, L, D], end tokens [P, D] and kept positions [P, L]."""
+        if self._condition_tokens is None:
+            self._condition_tokens = self.condition_tokens(self.condition)
+        tokens, end = self.model.tower.encode_text_tokens(self.tokenise(prompts).to(self.device))
+        return tokens, end, self.model.keep_tokens(tokens, self._condition_tokens, self.mask_threshold)
+
+    def score_features(self, text: TextFeatures, inputs: Tensor) -> Tensor:
+        tokens, end, keep = text
+        return self.model(tokens, end, keep, self.model.tower.encode_image_tokens(inputs))
+
+
+def load_mps(
+    *,
+    checkpoint: str | Path | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    tokenizer: str | Path | None = None,
+    model_config: str | Path | Mapping[str, Any] | None = None,
+    condition: str = "overall",
+    mask_threshold: float = MASK_THRESHOLD,
+) -> MPSScorer:
+    """Load MPS from a folder (`clip_config.json`, `cross_config.json`, `model.safetensors`) or one safetensors file.
+
+    `model_config` is a mapping (or JSON file) with `clip` and `cross`; without it a file has the published size.
+    """
+    if checkpoint is None:
+        raise RewardModelError("mps has no published checkpoint that is safe to load", fix=CONVERT_FIX)
+    if not 0 <= mask_threshold < 1:
+        raise RewardModelError("mask_threshold must be in [0, 1)", found=str(mask_threshold))
+    folder = Path(checkpoint).expanduser()
+    weights = folder_weights(folder) if folder.is_dir() else resolve_file(checkpoint)
+    network = build_network(*_configs(folder, model_config))
+    fill_network(network, read_state_dict(weights, CONVERT_FIX), weights, dtype)
+    freeze(network, device)
+    tokenise = clip_tokenise(tokenizer, folder if folder.is_dir() else TOKENIZER, network.tower)
+    settings = {"mask_threshold": None if mask_threshold == MASK_THRESHOLD else mask_threshold}
+    version = version_string(weights_digest([weights]), **settings)
+    return MPSScorer(version, network, tokenise, condition, mask_threshold, device)
+
+
+def _configs(
+    folder: Path, model_config: str | Path | Mapping[str, Any] | None
+) -> tuple[dict[str, Any], FusionConfig]:
+    if model_config is not None:
+        both = read_json(model_config)
+        if set(both) != {"clip", "cross"}:
+            raise RewardModelError(
+                "model_config of mps needs exactly 'clip' and 'cross'", found=str(sorted(both))
+            )
+        return read_json(both["clip"]), FusionConfig(**both["cross"])
+    if folder.is_dir():
+        return read_json(folder / CLIP_CONFIG_FILE), FusionConfig(**read_json(folder / FUSION_CONFIG_FILE))
+    return VIT_H14_CONFIG, FusionConfig()
+
+
+def build_network(clip_config: Mapping[str, Any], fusion: FusionConfig) -> MPSNetwork:
+    """The network without memory."""
+    tower = build_clip_tower(clip_config)
+    if tower.config.projection_dim != fusion.dim:
+        raise RewardModelError(
+            "the CLIP tower and the fusion module do not belong together",
+            found=f"projection_dim {tower.config.projection_dim}, fusion dim {fusion.dim}",
+        )
+    with without_memory():
+        return MPSNetwork(tower, CrossModel(fusion))
+
+
+def fill_network(network: MPSNetwork, state: Mapping[str, Tensor], source: Path, dtype: torch.dtype) -> None:
+    """Load the official names, with or without the `mps.` prefix that one conversion on the hub adds."""
+    names = {name.removeprefix("mps."): value for name, value in state.items()}
+    clip = {name.removeprefix("model."): value for name, value in names.items() if name.startswith("model.")}
+    cross = {
+        name.removeprefix("cross_model."): value
+        for name, value in names.items()
+        if name.startswith("cross_model.")
+    }
+    if len(clip) + len(cross) != len(names) or not cross:
+        raise RewardModelError(
+            f"{source} is not an MPS checkpoint",
+            found=f"names such as {sorted(names)[:3]}",
+            fix="every name starts with model. (CLIP) or cross_model. (fusion)",
+        )
+    fit_state_dict(network.tower.clip, clip, source, dtype)
+    fit_state_dict(network.cross_model, cross, source, dtype)
