@@ -1,0 +1,72 @@
+"""``load_config``: from a YAML file and overrides to a checked :class:`RunConfig`, and back to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from t2i_align.config import rules
+from t2i_align.config.layers import merge
+from t2i_align.config.problems import Problem, from_validation, report
+from t2i_align.config.schema import RunConfig
+from t2i_align.objectives.config import resolve
+
+RESOLVED_HEADER = "# Every key this run reads, defaults included. `t2i-align train` accepts this file.\n"
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's YAML file.
+
+    Args:
+        path: the file; its ``extends:`` names files to start from, relative to it.
+        overrides: ``key.path=value`` words with YAML values; they win over every file.
+
+    Raises:
+        UserError: every problem together: unknown keys (with the nearest valid one), wrong types, values out
+            of range, missing keys, and options that do not go together (``rules``). A file that cannot be
+            read at all is reported alone.
+    """
+    merged = merge(path, overrides)
+    config, problems = _validate(merged.values)
+    if config is not None:
+        problems = rules.violations(config)
+    if config is None or problems:
+        raise report(problems, str(path), merged.places)
+    return config
+
+
+def _validate(values: Mapping[str, Any]) -> tuple[RunConfig | None, list[Problem]]:
+    try:
+        return RunConfig.model_validate(values), []
+    except ValidationError as error:
+        return None, from_validation(error)
+
+
+def resolved(config: RunConfig) -> dict[str, Any]:
+    """Plain values of every key that the run reads; what its model or objective ignores is left out."""
+    values = config.model_dump(mode="json")
+    values["objective"] = resolve(config.objective).config
+    for path in rules.unread(config):
+        *sections, name = path.split(".")
+        holder = values
+        for section in sections:
+            holder = holder.get(section, {})
+        holder.pop(name, None)
+    return {name: value for name, value in values.items() if value != {}}
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved configuration as YAML text that ``load_config`` accepts."""
+    body = yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True, width=100)
+    return RESOLVED_HEADER + body
+
+
+def save_resolved(config: RunConfig, path: str | Path) -> None:
+    """Write the resolved configuration; parent folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dump(config), encoding="utf-8")
