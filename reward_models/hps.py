@@ -1,13 +1,13 @@
 """HPS v1, v2 and v2.1 (Wu et al. 2023): CLIP fine-tuned on human preferences.
 
 score(p, x) = cos(text(p), image(x)), without the logit scale; tables print 100 times that. v2 spans about
-0.23-0.29, v2.1 0.14-0.34, and the two are not comparable. `scale="logit_scale"` gives the logit that training and
-the official ranking evaluation use; the order of images does not change.
+0.23-0.29, v2.1 0.14-0.34, and the two are not comparable. `scale="logit_scale"` gives the logit that training
+and the official ranking evaluation use; the order of images does not change.
 
-v1 is OpenAI's ViT-L/14 with OpenAI's preprocessing; v2 and v2.1 are open_clip's ViT-H-14 on pictures whose longest
-side is 224 and which are zero-padded before normalisation. Differences from the official v2 code, on purpose: every
-picture becomes RGB first (the original crashes on RGBA) and one whose longest side is exactly 224 is padded too (the
-original crashes unless it is square).
+v1 is OpenAI's ViT-L/14 with OpenAI's preprocessing; v2 and v2.1 are open_clip's ViT-H-14 on pictures whose
+longest side is 224 and which are zero-padded before normalisation. Differences from the official v2 code, on
+purpose: every picture becomes RGB first (the original crashes on RGBA) and one whose longest side is exactly
+224 is padded too (the original crashes unless it is square).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def load_hps_v1(
     model_config: str | Path | Mapping[str, Any] | None = None,
     scale: str = "cosine",
 ) -> ClipLikeScorer:
-    """Load HPS v1 from `hpc.pth` (weights under `state_dict`, OpenAI names); there is no hub copy to default to."""
+    """Load HPS v1 from `hpc.pth` (weights under `state_dict`, OpenAI names); no hub copy exists."""
     return _load("hps_v1", checkpoint, device, dtype, tokenizer, model_config, scale, None)
 
 
@@ -83,7 +83,7 @@ def load_hpsv2(
     scale: str = "cosine",
     preprocessing: str | None = None,
 ) -> ClipLikeScorer:
-    """Load HPS v2: a `.pt` with `state_dict`, a compressed variant, safetensors, or a folder of this package."""
+    """Load HPS v2: a `.pt` with `state_dict`, full or compressed, safetensors, or a saved folder."""
     return _load("hpsv2", checkpoint, device, dtype, tokenizer, model_config, scale, preprocessing)
 
 

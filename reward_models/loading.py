@@ -1,7 +1,8 @@
 """Finding, reading and checking weight files; the only place of the package that opens one.
 
-Weights come from safetensors or from `torch.load(weights_only=True)`. A pickle that names classes of its own is
-refused, never executed. `version` strings carry the SHA-256 of the files, so a score can be traced to its weights.
+Weights come from safetensors or from `torch.load(weights_only=True)`. A pickle that names classes of its own
+is refused, never executed. `version` strings carry the SHA-256 of the files, so a score can be traced to its
+weights.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ _NUMPY_NUMBERS = frozenset(
     }.items()
     for name in names
 )
-# Buffers that old checkpoints store and current classes derive; see also the official CLIP archive's three numbers.
+# Buffers that old checkpoints store and current classes derive; see also the official CLIP archive's three
+# numbers.
 _DERIVED = re.compile(r"(^|\.)position_ids$|^(input_resolution|context_length|vocab_size)$")
 _HUB_ID = re.compile(r"^(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w./+-]+))?$")
 TRUSTED_FIX = "get the weights as safetensors, or have their owner save model.state_dict() alone"
@@ -58,7 +60,7 @@ def resolve_file(checkpoint: str | Path) -> Path:
 
 
 def resolve_folder(checkpoint: str | Path, weights: bool = True) -> Path:
-    """A local model folder from a path or a hub id `owner/repo[@revision]`; without weights only small files."""
+    """A local model folder from a path or a hub id `owner/repo[@revision]`, optionally without weights."""
     path = Path(checkpoint).expanduser()
     if path.is_dir():
         return path

@@ -1,13 +1,15 @@
 """MPS (Zhang et al. 2024): CLIP with a condition that says which words of the prompt matter.
 
-The prompt's tokens T, its end token t, the condition's tokens C and the image's tokens V are projected CLIP states.
-A prompt token is read only if it is close to some word of the condition:
+The prompt's tokens T, its end token t, the condition's tokens C and the image's tokens V are projected CLIP
+states. A prompt token is read only if it is close to some word of the condition:
 
-    m_i = max_j T_i . C_j,   keep_i = (m_i / max_i m_i > threshold),   score = exp(logit_scale) * cos(t, F(V, T, keep)_CLS)
+    m_i = max_j T_i . C_j,   keep_i = (m_i / max_i m_i > threshold)
+    score = exp(logit_scale) * cos(t, F(V, T, keep)_CLS)
 
-with F the fusion module (`reward_models.mps_fusion`). Padding tokens take part. Two deliberate differences from the
-released code: the maximum is taken per prompt, so a score never depends on the rest of the batch, and the threshold
-is the evaluation scripts' 0.3 (the model's own forward uses 0.01; `mask_threshold` sets it).
+with F the fusion module (`reward_models.mps_fusion`). Padding tokens take part. Two deliberate differences
+from the released code: the maximum is taken per prompt, so a score never depends on the rest of the batch,
+and the threshold is the evaluation scripts' 0.3 (the model's own forward uses 0.01; `mask_threshold` sets
+it).
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ CONVERT_FIX = (
     "the published MPS file is a pickled module; run `t2i-align rewards convert-mps FILE FOLDER` once, "
     "which executes nothing from it, and load the folder"
 )
-# The published model: CLIP ViT-H/14 of laion2B, see the transformers folder laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
+# The published model: CLIP ViT-H/14 of laion2B, see the transformers folder
+# laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
 VIT_H14_CONFIG: dict[str, Any] = {
     "projection_dim": 1024,
     "text_config": {
@@ -96,7 +99,7 @@ class MPSNetwork(nn.Module):
         return (ratio > threshold) | (closest == top)
 
     def forward(self, tokens: Tensor, end: Tensor, keep: Tensor, image_tokens: Tensor) -> Tensor:
-        """Scores [N] from prompt tokens [N, L, D], end tokens [N, D], mask [N, L] and image tokens [N, I, D]."""
+        """Scores [N] of prompt tokens [N, L, D], end tokens [N, D], mask [N, L], image tokens [N, I, D]."""
         fused = self.cross_model(image_tokens, tokens, keep)[:, 0]
         return wide(self.tower.logit_scale).exp() * cosine(end, fused)
 
@@ -163,9 +166,11 @@ def load_mps(
     condition: str = "overall",
     mask_threshold: float = MASK_THRESHOLD,
 ) -> MPSScorer:
-    """Load MPS from a folder (`clip_config.json`, `cross_config.json`, `model.safetensors`) or one safetensors file.
+    """Load MPS from a folder (`clip_config.json`, `cross_config.json`, `model.safetensors`) or one
+    safetensors file.
 
-    `model_config` is a mapping (or JSON file) with `clip` and `cross`; without it a file has the published size.
+    `model_config` is a mapping (or JSON file) with `clip` and `cross`; without it a file has the published
+    size.
     """
     if checkpoint is None:
         raise RewardModelError("mps has no published checkpoint that is safe to load", fix=CONVERT_FIX)

@@ -1,9 +1,9 @@
 """The cross-modal part of MPS: image tokens read the prompt's tokens, four times.
 
-Names follow the published checkpoint, `layers.{l}.0.fn.*` for the cross block and `layers.{l}.1.fn.*` for the self
-block, so its weights load without translation. Both blocks run attention and feed-forward in parallel on one
-normalised input, and have one key/value head shared by all query heads. In symbols, with x [N, I, D] the image
-tokens, T [N, L, D] the prompt tokens and h heads of size d:
+Names follow the published checkpoint, `layers.{l}.0.fn.*` for the cross block and `layers.{l}.1.fn.*` for the
+self block, so its weights load without translation. Both blocks run attention and feed-forward in parallel on
+one normalised input, and have one key/value head shared by all query heads. In symbols, with x [N, I, D] the
+image tokens, T [N, L, D] the prompt tokens and h heads of size d:
 
     cross:  y = norm(x);  [k | v] = T W_kv;  x <- x + softmax(y W_q k^T / sqrt(d) + mask) v W_o + ff(y)
     self:   [q | k | v | f] = norm(x) W_f;   x <- x + softmax(rot(q) rot(k)^T / sqrt(d)) v W_a + ff(f)
@@ -59,7 +59,7 @@ class RotaryFrequencies(nn.Module):
         self.register_buffer("inv_freq", 1.0 / (10000**exponents))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Rotate x [N, h, I, d]; the token's index is its position, CLS is 0; halves rotate against each other."""
+        """Rotate x [N, h, I, d], halves against each other; a token's index is its position, CLS 0."""
         positions = torch.arange(x.shape[-2], device=x.device, dtype=self.inv_freq.dtype)
         angles = torch.outer(positions, self.inv_freq)
         angles = torch.cat([angles, angles], dim=-1)
@@ -95,7 +95,7 @@ class CrossBlock(nn.Module):
 
 
 class SelfBlock(nn.Module):
-    """Image tokens attend to each other with rotary positions; one projection feeds attention and feed-forward."""
+    """Image tokens attend to each other with rotary positions; one projection feeds both branches."""
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A scorer made of one network and one image pipeline: what CLIPScore, PickScore, HPS, MPS and ImageReward share."""
+"""A scorer made of one network and one image pipeline: what all but the ensemble share."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class NetworkScorer(BaseScorer):
         return self.score_inputs(prompts, prepared[self.preprocessing])
 
     def score_inputs(self, prompts: Prompts, inputs: Tensor) -> Tensor:
-        """Score preprocessed (normalised) pictures [N, 3, S, S]; differentiable in `inputs`; [N] on the device."""
+        """Score normalised pictures [N, 3, S, S], differentiable in `inputs`; [N] on the device."""
         inputs = inputs.to(self.device)
         return self.score_features(self.text_features(expand_prompts(prompts, len(inputs))), inputs)
 

@@ -1,8 +1,8 @@
 """PickScore (Kirstain et al. 2023): CLIP ViT-H/14 fine-tuned on Pick-a-Pic.
 
-score(p, x) = exp(logit_scale) * cos(text(p), image(x)), about 18 to 24 with the published weights; the probability
-that x is picked among several is the softmax of their scores. `scale="cosine"` gives the raw cosine (0.18 to 0.24),
-which some training codes use.
+score(p, x) = exp(logit_scale) * cos(text(p), image(x)), about 18 to 24 as published; the probability
+that x is picked among several is the softmax of their scores. `scale="cosine"` gives the raw cosine (0.18 to
+0.24), which some training codes use.
 """
 
 from __future__ import annotations

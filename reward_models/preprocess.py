@@ -1,20 +1,20 @@
 """From a picture to the tensor a tower sees, bit for bit as the official pipelines do it.
 
-All CLIP-style scorers normalise with OpenAI's mean and std and interpolate bicubically; they differ in when the
-picture becomes RGB, in which side is resized to the target and in rounding. Those differences move scores, so each
-pipeline is named, and the name is stored with every score.
+All CLIP-style scorers normalise with OpenAI's mean and std and interpolate bicubically; they differ in when
+the picture becomes RGB, in which side is resized to the target and in rounding. Those differences move
+scores, so each pipeline is named, and the name is stored with every score.
 
 ======================= ============================== ================= =====================================
 name                    RGB conversion                 resize            crop or pad
 ======================= ============================== ================= =====================================
-clip_pil                first                          PIL, short side   centre crop, offset floor((s - S) / 2)
-openai                  last (PIL resizes RGBA, P ...)  PIL, short side   centre crop, offset round((s - S) / 2)
-hpsv2_rgb_first         first                          tensor, long side zero pad before normalisation
+clip_pil                first                          PIL, short side   centre crop, offset floor((s - S) /
+2) openai                  last (PIL resizes RGBA, P ...)  PIL, short side   centre crop, offset round((s - S)
+/ 2) hpsv2_rgb_first         first                          tensor, long side zero pad before normalisation
 hpsv2_no_antialias      first                          the same without antialiasing (torchvision < 0.17)
 ======================= ============================== ================= =====================================
 
-Every pipeline has a differentiable twin on float tensors, `Preprocessor.tensor`: same geometry, antialiased tensor
-interpolation, no rounding to 8 bit and no clamping, so gradients reach every pixel.
+Every pipeline has a differentiable twin on float tensors, `Preprocessor.tensor`: same geometry, antialiased
+tensor interpolation, no rounding to 8 bit and no clamping, so gradients reach every pixel.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def _clip_pil(image: Image.Image, size: int) -> Tensor:
 
 def _openai(image: Image.Image, size: int) -> Tensor:
     resized = _resize_short_side(image, size)
-    # Python's round is half to even, as torchvision's CenterCrop; clip_pil floors and may differ by one pixel.
+    # Python's round is half to even, as torchvision's CenterCrop; clip_pil floors and may differ by one
+    # pixel.
     left, top = round((resized.width - size) / 2), round((resized.height - size) / 2)
     rgb = resized.crop((left, top, left + size, top + size)).convert("RGB")
     return normalise(_to_unit_tensor(rgb))
@@ -124,8 +125,8 @@ def _to_unit_tensor(image: Image.Image) -> Tensor:
 def _resize_long_side(pixels: Tensor, size: int, antialias: bool) -> Tensor:
     """Longest side to `size`, then zero padding to a square.
 
-    The official transform forgets to pad a picture whose longest side already is `size` and then crashes in the
-    position embedding; here it is padded like any other.
+    The official transform forgets to pad a picture whose longest side already is `size` and then crashes in
+    the position embedding; here it is padded like any other.
     """
     height, width = pixels.shape[-2:]
     if max(height, width) != size:

@@ -45,17 +45,19 @@ def load(
 
     Args:
         name: a key of `SCORERS`; `mps:aesthetic` is short for `mps` with `condition="aesthetic"`.
-        checkpoint: path of the weights in their published layout, or a Hugging Face reference (`owner/repo` for a
-            folder, `owner/repo:file` for a file, `@revision` after the repository). None takes the published weights.
+        checkpoint: path of the weights in their published layout, or a Hugging Face reference (`owner/repo`
+            for a folder, `owner/repo:file` for a file, `@revision` after the repository). None takes the
+            published weights.
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
-        dtype: precision of the towers: float32, float16, bfloat16 (or float64 for gradient checks). Normalisation
-            and dot products stay in float32.
+        dtype: precision of the towers: float32, float16, bfloat16 (or float64 for gradient checks).
+            Normalisation and dot products stay in float32.
         tokenizer: folder or hub id, where the checkpoint carries none.
         model_config: JSON file or mapping of another size than the published one.
         **options: options of this scorer alone, see its `load_...` function.
 
     Raises:
-        RewardModelError: unknown name or option, or a checkpoint that is missing, damaged, unsafe or of another size.
+        RewardModelError: unknown name or option, or a checkpoint that is missing, damaged, unsafe or of
+            another size.
     """
     name, _, condition = name.partition(":")
     if name not in SCORERS:

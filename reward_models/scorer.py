@@ -4,8 +4,8 @@
                                       ├──> similarity or head ──> score [N]
     image ──preprocess──> image tower ┘
 
-A scorer with one network derives from `reward_models.network.NetworkScorer` and says how prompts become tensors and
-how prepared pictures are scored against them; everything else lives here once.
+A scorer with one network derives from `reward_models.network.NetworkScorer` and says how prompts become
+tensors and how prepared pictures are scored against them; everything else lives here once.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class BaseScorer(ABC):
         name: key of `SCORERS`, with the condition appended for a conditioned scorer (`mps:aesthetic`).
         version: hash of the weights, then every setting that differs from the scorer's default.
         device: where the model runs.
-        preference_scale: s in P(a over b) = sigmoid(s * (score_a - score_b)); 1 where the score is a logit already.
+        preference_scale: s in P(a over b) = sigmoid(s * (score_a - score_b)); 1 where the score is a logit.
     """
 
     name: str
@@ -75,14 +75,14 @@ class BaseScorer(ABC):
 
     @abstractmethod
     def score_prepared(self, prompts: Prompts, prepared: Prepared) -> Tensor:
-        """Score a batch of already preprocessed pictures, `{preprocessing: [N, 3, S, S]}`; [N] on the device."""
+        """Score preprocessed pictures, `{preprocessing: [N, 3, S, S]}`; [N] on the device."""
 
     @abstractmethod
     def score_tensor(self, prompts: Prompts, pixels: Tensor) -> Tensor:
         """Score float pixels [N, 3, H, W] in [0, 1], differentiable in `pixels`; [N] on the scorer's device.
 
-        Values may leave [0, 1] a little (an unclamped decoder does that); they are not clamped, which would kill
-        gradients. The result differs from `score` of the same picture by the rounding to 8 bit.
+        Values may leave [0, 1] a little (an unclamped decoder does that); they are not clamped, which would
+        kill gradients. The result differs from `score` of the same picture by the rounding to 8 bit.
         """
 
     @property
@@ -121,11 +121,11 @@ class BaseScorer(ABC):
         return torch.cat(scores) if scores else torch.empty(0)
 
     def compare(self, prompt: str, images: Sequence[ImageSource]) -> Tensor:
-        """Probability of each image to be the preferred one for `prompt`: softmax(preference_scale * score), [N]."""
+        """Probability [N] of each image to be the preferred one: softmax(preference_scale * score)."""
         return torch.softmax(self.preference_scale * self.score(prompt, images), dim=0)
 
     def _prepared_batches(self, images: list[ImageSource], batch_size: int) -> Iterator[tuple[int, Prepared]]:
-        """Preprocess in threads, one batch ahead of the model (PIL and torch release the interpreter lock)."""
+        """Preprocess in threads, one batch ahead of the model (PIL and torch release the GIL)."""
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
 
             def submit(start: int) -> list[Future[Prepared]]:

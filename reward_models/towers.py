@@ -1,8 +1,8 @@
 """The two CLIP implementations behind the scorers, with one face: ids and pictures to projected features.
 
-`HFClipTower` holds transformers' CLIPModel (PickScore, MPS, CLIPScore, aesthetic), `OpenClipTower` open_clip's CLIP
-(HPS v1 with OpenAI names, HPS v2 and v2.1). Both are built without touching memory and filled from a checked state
-dict. The features are not normalised here.
+`HFClipTower` holds transformers' CLIPModel (PickScore, MPS, CLIPScore, aesthetic), `OpenClipTower`
+open_clip's CLIP (HPS v1 with OpenAI names, HPS v2 and v2.1). Both are built without touching memory and
+filled from a checked state dict. The features are not normalised here.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class HFClipTower(nn.Module):
         return self.clip.text_projection(self.clip.text_model(input_ids=ids).pooler_output)
 
     def encode_image_tokens(self, inputs: Tensor) -> Tensor:
-        """Projected hidden states of all patches WITHOUT the post layer norm, [N, 1 + patches, D], as MPS does."""
+        """Projected states of CLS and patches WITHOUT the post layer norm, [N, 1 + patches, D], as in MPS."""
         hidden = self.clip.vision_model(pixel_values=inputs.to(self.patch_dtype)).last_hidden_state
         return self.clip.visual_projection(hidden)
 
