@@ -16,7 +16,8 @@ class PairBatch:
 
     Attributes:
         ids: B pair ids.
-        epochs: pass over the data each pair belongs to; a batch may straddle two. With the id it addresses the pair's draws.
+        epochs: pass over the data each pair belongs to; a batch may straddle two. With the id it addresses
+            the pair's draws.
         winner, loser: ``[B, C, h, w]`` float32 latents in the denoiser's scale.
         prompt: embeddings of the winner's caption, hidden ``[B, L, D]`` and pooled ``[B, P]`` or None.
         time_ids_winner, time_ids_loser: ``[B, 6]`` SDXL micro-conditioning from the real transform, or None.

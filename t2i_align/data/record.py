@@ -17,7 +17,8 @@ class PairRecord:
         caption_1: caption of picture 1 where it differs (double-caption data).
         user_id: who judged.
         weight: non-negative weight of the pair's loss.
-        margins: reward name -> score(preferred) - score(other); of a tie, score(picture 0) - score(picture 1).
+        margins: reward name -> score(preferred) - score(other); of a tie, score(picture 0) - score(picture
+            1).
     """
 
     pair_id: str
@@ -60,7 +61,8 @@ class RankedRecord:
 def swap(record: PairRecord) -> PairRecord:
     """The same judgement with the pictures named the other way round; ``swap(swap(r)) == r``.
 
-    Margins point from the preferred picture to the other and so stay, except in a tie, where they follow picture 0.
+    Margins point from the preferred picture to the other and so stay, except in a tie, where they follow
+    picture 0.
     """
     has_two_captions = record.caption_1 is not None
     margins = record.margins

@@ -1,0 +1,199 @@
+"""Encode pictures and prompts once, and read them back while training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from t2i_align.backbones.embeddings import PromptEmbeddings
+from t2i_align.config.schema import DataConfig, RunConfig
+from t2i_align.data.cache_build import CacheReport, Progress, encode_missing, pair_keys, unique_captions
+from t2i_align.data.cache_key import CacheKey
+from t2i_align.data.cache_store import CacheStore, key_of, remove_leftovers
+from t2i_align.data.reading import Side
+from t2i_align.data.selection import PairSource
+from t2i_align.data.sources import has_heldout, open_source
+from t2i_align.data.transform import Geometry, check_resolution
+from t2i_align.errors import UserError
+
+if TYPE_CHECKING:
+    from t2i_align.backbones import Backbone
+
+SHARD_PAIRS = 256
+
+
+class CachedReader:
+    """Pairs whose latents and prompts are on disk; see `reading.Reader`.
+
+    Args:
+        store: the cache.
+        source: the pairs a run wants; those with a picture that could not be decoded are left out.
+
+    Raises:
+        UserError: the cache is incomplete, or nothing is left.
+    """
+
+    def __init__(self, store: CacheStore, source: PairSource) -> None:
+        self._store = store
+        keys = pair_keys(source)
+        rejected = np.isin(keys, list(store.rejected))
+        missing = ~rejected & ~store.pairs.has(keys)
+        captions = np.array([key_of(caption) for caption in unique_captions(source)], dtype=np.int64)
+        if missing.any() or not store.captions.has(captions).all():
+            raise _incomplete(store.folder, int(missing.sum()), len(source))
+        self.source = source.without(np.flatnonzero(rejected).tolist(), "picture that cannot be decoded")
+        self._keys = keys[~rejected].tolist()
+        if not self._keys:
+            raise UserError(
+                f"No pair of {source.table.address} can be decoded.",
+                next(iter(store.rejected.values())),
+                "repair the pictures; t2i-align data check lists them",
+            )
+
+    def read(self, index: int, geometry: Geometry) -> tuple[Side, Side]:
+        """Latents of both pictures."""
+        first, second = self._store.pair(self._keys[index])
+        return Side(*self._store.picture(first, geometry.flip)), Side(*self._store.picture(second, geometry.flip))
+
+    def latents(self, data: Tensor) -> Tensor:
+        """What was read are latents already."""
+        return data
+
+    def prompts(self, captions: list[str]) -> PromptEmbeddings:
+        """Embeddings as the text encoders gave them."""
+        rows = [self._store.prompt(key_of(caption)) for caption in captions]
+        pooled = [row[1] for row in rows if row[1] is not None]
+        return PromptEmbeddings(torch.stack([row[0] for row in rows]), torch.stack(pooled) if pooled else None)
+
+
+def build_cache(
+    config: DataConfig,
+    backbone: Backbone,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    shard_pairs: int = SHARD_PAIRS,
+    progress: Progress | None = None,
+) -> CacheReport:
+    """Encode whatever a run with this data section needs and the cache lacks.
+
+    Killed builds resume: at most ``shard_pairs`` pairs are encoded again. Several processes may share the
+        work: each
+    takes the prompts whose hash is its rank.
+
+    Args:
+        config: the data section; ``cache_dir`` is set.
+        backbone: encodes.
+        rank, world_size: this builder among all.
+        shard_pairs: pairs per file.
+        progress: called with what is encoded, the number done and the total.
+
+    Raises:
+        UserError: the cache is stale, or the data cannot be used.
+    """
+    folder = _cache_dir(config)
+    check_resolution(config.resolution, backbone)
+    sources = _sources(config)
+    wanted = CacheKey.of(config, backbone.encoder_fingerprint(), [source.table for source in sources])
+    found = CacheKey.read(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if found is not None:
+        found.require(wanted, folder)
+        wanted.flips, wanted.sources = found.flips, {**found.sources, **wanted.sources}
+    if wanted != found:
+        wanted.write(folder)
+    remove_leftovers(folder)
+    share = encode_missing(
+        folder,
+        sources,
+        backbone,
+        resolution=config.resolution,
+        flips=wanted.flips,
+        mine=lambda caption: key_of(caption) % world_size == rank,
+        shard_pairs=shard_pairs,
+        workers=config.dataloader_num_workers,
+        progress=progress,
+    )
+    return CacheReport.of(CacheStore(folder), share)
+
+
+def open_cache(config: DataConfig, backbone: Backbone, sources: list[PairSource]) -> list[CachedReader]:
+    """Readers of a finished cache, one per source.
+
+    Raises:
+        UserError: it is missing, stale or incomplete.
+    """
+    folder = _cache_dir(config)
+    found = CacheKey.read(folder)
+    if found is None:
+        raise UserError(
+            "data.cache_dir holds no cache.",
+            f"{folder} is {'empty' if folder.is_dir() else 'not there'}",
+            "build it with t2i-align data cache CONFIG",
+        )
+    found.require(CacheKey.of(config, backbone.encoder_fingerprint(), [source.table for source in sources]), folder)
+    store = CacheStore(folder)
+    return [CachedReader(store, source) for source in sources]
+
+
+def ensure_cache(
+    config: RunConfig,
+    backbone: Backbone,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: Progress | None = None,
+) -> CacheReport | None:
+    """Build what is missing of the run's cache; None without ``data.cache_dir``. A finished cache costs a
+    look.
+
+    Raises:
+        UserError: see `build_cache`.
+    """
+    if config.data.cache_dir is None:
+        return None
+    return build_cache(config.data, backbone, rank=rank, world_size=world_size, progress=progress)
+
+
+def run(config: RunConfig, progress: Progress | None = None) -> CacheReport:
+    """``t2i-align data cache CONFIG``: load the model and build the cache.
+
+    Raises:
+        UserError: ``data.cache_dir`` is not set; see `build_cache`.
+    """
+    from t2i_align.backbones import load_backbone
+    from t2i_align.training.run import weight_dtype
+
+    _cache_dir(config.data)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backbone = load_backbone(config.model, device, weight_dtype(config), encoders_only=True)
+    return build_cache(config.data, backbone, progress=progress)
+
+
+def _cache_dir(config: DataConfig) -> Path:
+    if config.cache_dir is None:
+        raise UserError("data.cache_dir is not set.", "null", "set it to the folder the cache should be in")
+    if not config.center_crop:
+        raise UserError(
+            "A cache cannot hold random crops, which are new in every pass over the data.",
+            "data.cache_dir with data.center_crop=false",
+            "set data.center_crop to true, or data.cache_dir to null",
+        )
+    return Path(config.cache_dir).expanduser()
+
+
+def _sources(config: DataConfig) -> list[PairSource]:
+    sources = [open_source(config, "train")]
+    return [*sources, open_source(config, "heldout")] if has_heldout(config) else sources
+
+
+def _incomplete(folder: Path, missing: int, total: int) -> UserError:
+    return UserError(
+        f"The cache in {folder} is incomplete.",
+        f"{missing} of {total} pairs are missing" if missing else "captions are missing",
+        "run t2i-align data cache CONFIG; it encodes only what is missing",
+    )
