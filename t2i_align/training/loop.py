@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from t2i_align.config.schema import RunConfig
 from t2i_align.data.provider import PairProvider
 from t2i_align.errors import UserError
+from t2i_align.randomness import address_hash
 from t2i_align.training.ema import Ema
 from t2i_align.training.step import Draws, PairStep
 from t2i_align.training.summary import StepSummary
@@ -90,6 +91,7 @@ class Loop:
         accumulation = self.config.training.gradient_accumulation_steps
         total = torch.zeros((), device=self.accelerator.device)
         for micro_step in range(accumulation):
+            self._seed_dropout(micro_step)
             batch = self.provider.batch(self.finished_steps, micro_step)
             last = micro_step == accumulation - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.policy):
@@ -102,12 +104,19 @@ class Loop:
         summary.add_scalar("grad_norm", self._clip())
         summary.add_scalar("lr", self.scheduler.get_last_lr()[0])
         self.optimizer.step()
-        if not self.accelerator.optimizer_step_was_skipped:  # fp16 overflow: the scaler tries again, so does the schedule
+        if (
+            not self.accelerator.optimizer_step_was_skipped
+        ):  # fp16 overflow: the scaler tries again, so does the schedule
             self.scheduler.step()
             if self.ema is not None:
                 self.ema.update()
         self.optimizer.zero_grad(set_to_none=True)
         return stop
+
+    def _seed_dropout(self, micro_step: int) -> None:
+        """Dropout is the one draw torch makes by itself; addressing its seed makes a resumed run exact."""
+        rank = self.accelerator.process_index
+        torch.manual_seed(address_hash(self.config.seed, "dropout", self.finished_steps, micro_step, rank))
 
     def _agree(self, loss: torch.Tensor) -> bool:
         """One collective: the mean loss must be finite on every process, and a stop is everybody's stop."""

@@ -78,9 +78,7 @@ def _adamw_8bit(parameters: list[torch.nn.Parameter], adam: dict) -> torch.optim
     return bitsandbytes.optim.AdamW8bit(parameters, **adam)
 
 
-def build_scheduler(
-    config: TrainingConfig, optimizer: torch.optim.Optimizer
-) -> torch.optim.lr_scheduler.LRScheduler:
+def build_scheduler(config: TrainingConfig, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
     """The schedule in optimiser steps. It is never handed to accelerate, which would step it once per process."""
     return get_scheduler(
         config.lr_scheduler,

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from t2i_align import objectives
-from t2i_align.backbones import Backbone, load_backbone
+from t2i_align.backbones import Backbone, load_backbone, trainable_state
 from t2i_align.config.loading import save_resolved
 from t2i_align.config.schema import RunConfig
 from t2i_align.data.provider import PairProvider, ensure_cache
@@ -32,7 +32,7 @@ from t2i_align.training.optimisers import (
 )
 from t2i_align.training.progress import Progress
 from t2i_align.training.step import PairStep
-from t2i_align.training.validation import HeldoutProbe, compose_grid, draw_samples
+from t2i_align.training.validation import HeldoutProbe, compose_grid, draw_samples, evaluating
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +69,11 @@ def train(config: RunConfig) -> TrainResult:
     objective = objectives.resolve(config.objective)
     accelerator = _accelerator(config)
     set_seed(config.seed)
-    backbone = load_backbone(config.model, accelerator.device, weight_dtype(config))
-    if config.data.cache_dir is not None:
-        with accelerator.main_process_first():
-            ensure_cache(config, backbone)
+    backbone = load_backbone(
+        config.model, accelerator.device, weight_dtype(config), needs_reference=objective.needs_reference
+    )
+    ensure_cache(config, backbone, rank=accelerator.process_index, world_size=accelerator.num_processes)
+    accelerator.wait_for_everyone()
     run = _Run(config, accelerator, backbone, objective, output_dir)
     run.prepare(resume)
     try:
@@ -125,7 +126,7 @@ class _Run:
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
-        self.trainable = {name: p for name, p in backbone.unet.named_parameters() if p.requires_grad}
+        self.trainable = trainable_state(backbone)
         rate = absolute_learning_rate(training, accelerator.num_processes)
         optimizer = build_optimizer(training, list(self.trainable.values()), rate)
         policy, optimizer = accelerator.prepare(backbone.unet, optimizer)
@@ -189,7 +190,9 @@ class _Run:
         training = self.config.training
         return {
             "seed": self.config.seed,
-            "model": self.config.model.model_dump(mode="json", exclude={"attention", "gradient_checkpointing", "compile"}),
+            "model": self.config.model.model_dump(
+                mode="json", exclude={"attention", "gradient_checkpointing", "compile"}
+            ),
             "objective": self.config.objective.model_dump(mode="json"),
             "pairs": self.provider.source.fingerprint,
             "effective_batch": effective_batch(training, self.accelerator.num_processes),
@@ -220,7 +223,7 @@ class _Run:
     @torch.no_grad()
     def validate(self, step: int) -> None:
         """Held-out implicit accuracy and sample grid, with the averaged weights where there are any."""
-        with self.ema.applied() if self.ema is not None else nullcontext():
+        with self.ema.applied() if self.ema is not None else nullcontext(), evaluating(self.backbone.unet):
             values = self._heldout() if step else {}
             self._samples(step)
         if self.writer is not None and values:
@@ -240,8 +243,9 @@ class _Run:
         return path
 
     def close(self) -> None:
-        """Flush files, end the progress bar."""
+        """Flush files, stop the decoders, end the progress bar."""
         self.progress.close()
+        self.provider.close()
         if self.writer is not None:
             self.writer.close()
 
@@ -257,15 +261,16 @@ class _Run:
             self.output_dir,
             self.accelerator.process_index,
         )
-        self.probe.prepare()
+        with evaluating(self.backbone.unet):
+            self.probe.prepare()
 
     def _heldout(self) -> dict[str, float]:
         if self.probe is None:
             return {}
-        rows = self.probe.measure().to(self.accelerator.device)
-        rows = self.accelerator.gather_for_metrics(rows.contiguous(), use_gather_object=True)
-        table = rows if isinstance(rows, torch.Tensor) else torch.cat([row.cpu().reshape(-1, 3) for row in rows])
-        accuracy, d_winner, d_loser = table.float().mean(0).tolist()
+        rows = self.probe.measure()  # processes may hold different numbers of pairs: reduce sums and counts
+        sums = torch.cat([rows.sum(0), torch.tensor([float(len(rows))])]).to(self.accelerator.device)
+        *sums, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        accuracy, d_winner, d_loser = (value / count for value in sums)
         return {
             "heldout/implicit_accuracy": accuracy,
             "heldout/d_w": d_winner,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +33,68 @@ class Draws:
 
 
 @dataclass(frozen=True)
+class Items:
+    """A batch laid out as the objective's items: G pictures each, picture-major (all winners, then all losers).
+
+    Attributes:
+        ids, epochs: address of each of the N items' draws.
+        latents: ``[G * N, C, h, w]``. prompt, time_ids: of the same G * N pictures.
+        labels, weights: ``[N]``.
+    """
+
+    ids: list[str]
+    epochs: list[int]
+    latents: Tensor
+    prompt: PromptEmbeddings
+    time_ids: Tensor | None
+    labels: Tensor
+    weights: Tensor
+
+
+def winners_only(batch: PairBatch) -> Items:
+    """One item per pair, its winner."""
+    labels, weights = batch.preferred, batch.weights
+    return Items(batch.ids, batch.epochs, batch.winner, batch.prompt, batch.time_ids_winner, labels, weights)
+
+
+def as_pairs(batch: PairBatch) -> Items:
+    """One item per pair, with both pictures."""
+    time_ids = batch.time_ids_winner
+    return Items(
+        ids=batch.ids,
+        epochs=batch.epochs,
+        latents=torch.cat([batch.winner, batch.loser]),
+        prompt=batch.prompt.cat(batch.prompt_loser or batch.prompt),
+        time_ids=None if time_ids is None else torch.cat([time_ids, batch.time_ids_loser]),
+        labels=batch.preferred,
+        weights=batch.weights,
+    )
+
+
+def as_labelled(batch: PairBatch) -> Items:
+    """Two items per pair, each with draws of its own: the winner, desirable with its probability, and the loser."""
+    pairs = as_pairs(batch)
+    return Items(
+        ids=[f"{pair}/{side}" for side in ("winner", "loser") for pair in batch.ids],
+        epochs=batch.epochs * 2,
+        latents=pairs.latents,
+        prompt=pairs.prompt,
+        time_ids=pairs.time_ids,
+        labels=torch.cat([batch.preferred, 1.0 - batch.preferred]),
+        weights=batch.weights.repeat(2),
+    )
+
+
+LAYOUTS: dict[str, Callable[[PairBatch], Items]] = {
+    "single": winners_only,
+    "pair": as_pairs,
+    "labelled": as_labelled,
+}
+
+
+@dataclass(frozen=True)
 class NetworkInputs:
-    """What the denoiser is asked for a batch, winners first: ``[2B, ...]``, or ``[B, ...]`` without losers."""
+    """What the denoiser is asked, for G * N pictures."""
 
     latents: NoisyLatents
     prompt: PromptEmbeddings
@@ -43,15 +104,15 @@ class NetworkInputs:
 class PairStep:
     """Measures e and r of a batch and asks the objective for its loss.
 
-    Winner and loser go through the network in one pass, and the reference sees the very same inputs. Latents, errors and
-    timesteps are the objective's slots; this class only carries tensors between them and the backbone.
+    All pictures of an item go through the network in one pass, and the reference sees the very same inputs. Latents,
+    errors and timesteps are the objective's slots; this class only carries tensors between them and the backbone.
 
     Args:
         backbone: what is denoised.
         objective: the resolved objective.
         seed: of the run.
         max_steps: optimiser steps, for schedules over training.
-        accelerator: autocast and gathering over processes.
+        accelerator: device and gathering over processes.
     """
 
     def __init__(
@@ -59,38 +120,46 @@ class PairStep:
     ) -> None:
         self._backbone, self._objective, self._seed = backbone, objective, seed
         self._max_steps, self._accelerator = max_steps, accelerator
+        self._layout = LAYOUTS[objective.layout]
         self._snr = snr_table(backbone.alphas_cumprod).to(accelerator.device)
 
     def loss(self, batch: PairBatch, draws: Draws, step: int) -> tuple[ObjectiveOutput, Tensor]:
-        """Per-pair loss with its graph, and each pair's timestep as a share of the schedule ``[B]``."""
-        inputs = self._inputs(batch, draws, self._objective.needs_loser)
+        """Per-item loss with its graph, and each item's timestep as a share of the schedule ``[N]``."""
+        items = self._layout(batch)
+        inputs = self._inputs(items, draws)
         policy = self._errors(inputs)
         reference = None
         if self._objective.needs_reference:
             with torch.no_grad(), self._backbone.reference():
                 reference = self._errors(inputs)
-        errors = self._pair_errors(batch, inputs, policy, reference, step)
+        errors = self._pair_errors(items, batch.margins, inputs, policy, reference, step)
         return self._objective(errors), errors.timesteps / self._backbone.num_train_timesteps
 
     def policy_errors(self, batch: PairBatch, draws: Draws) -> tuple[Tensor, Tensor]:
         """e_w and e_l ``[B]`` of the current weights, for probes; the link plays no part."""
-        errors = self._errors(self._inputs(batch, draws, with_loser=True))
+        errors = self._errors(self._inputs(as_pairs(batch), draws))
         return errors[: len(batch)], errors[len(batch) :]
 
     def _pair_errors(
-        self, batch: PairBatch, inputs: NetworkInputs, policy: Tensor, reference: Tensor | None, step: int
+        self,
+        items: Items,
+        margins: dict[str, Tensor],
+        inputs: NetworkInputs,
+        policy: Tensor,
+        reference: Tensor | None,
+        step: int,
     ) -> PairErrors:
-        count = len(batch)
-        with_loser = self._objective.needs_loser
+        count = len(items.ids)
+        both = self._objective.needs_loser
         return PairErrors(
             policy_winner=policy[:count],
-            policy_loser=policy[count:] if with_loser else None,
+            policy_loser=policy[count:] if both else None,
             reference_winner=None if reference is None else reference[:count],
-            reference_loser=reference[count:] if reference is not None and with_loser else None,
+            reference_loser=reference[count:] if reference is not None and both else None,
             timesteps=inputs.latents.timesteps[:count],
-            weights=batch.weights,
-            margins=batch.margins or None,
-            labels=batch.preferred,
+            weights=items.weights,
+            margins=margins if margins and self._objective.layout == "pair" else None,
+            labels=items.labels,
             snr=self._snr,
             prediction_type=self._objective.error.measured_in(self._backbone.prediction_type),
             num_timesteps=self._backbone.num_train_timesteps,
@@ -100,24 +169,19 @@ class PairStep:
         )
 
     def _errors(self, inputs: NetworkInputs) -> Tensor:
-        """``[2B]`` float32 errors of whichever policy the backbone currently is."""
+        """Float32 errors ``[G * N]`` of whichever policy the backbone currently is."""
         latents = inputs.latents
-        with self._accelerator.autocast():
-            prediction = self._backbone.predict(latents.noisy, latents.timesteps, inputs.prompt, inputs.time_ids)
+        prediction = self._backbone.predict(latents.noisy, latents.timesteps, inputs.prompt, inputs.time_ids)
         return self._objective.error(
             Denoised(prediction, latents.target, latents.timesteps, self._backbone.prediction_type, self._snr)
         )
 
-    def _inputs(self, batch: PairBatch, draws: Draws, with_loser: bool) -> NetworkInputs:
-        latents, prompt, time_ids = batch.winner, batch.prompt, batch.time_ids_winner
-        if with_loser:
-            latents = torch.cat([batch.winner, batch.loser])
-            prompt = PromptEmbeddings.cat([batch.prompt, batch.prompt_loser or batch.prompt])
-            if time_ids is not None:
-                time_ids = torch.cat([time_ids, batch.time_ids_loser])
+    def _inputs(self, items: Items, draws: Draws) -> NetworkInputs:
         seed = address_hash(self._seed, draws.purpose)
         timesteps = self._objective.timestep.sample(
-            batch.ids, batch.epochs, draws.draw, seed, self._backbone.num_train_timesteps
+            items.ids, items.epochs, draws.draw, seed, self._backbone.num_train_timesteps
         )
-        request = LatentRequest(latents, timesteps.to(latents.device), batch.ids, batch.epochs, draws.draw, seed)
-        return NetworkInputs(self._objective.latents(self._backbone, request), prompt, time_ids)
+        request = LatentRequest(
+            items.latents, timesteps.to(items.latents.device), items.ids, items.epochs, draws.draw, seed
+        )
+        return NetworkInputs(self._objective.latents(self._backbone, request), items.prompt, items.time_ids)

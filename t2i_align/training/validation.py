@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -16,11 +17,22 @@ from t2i_align.training.step import Draws, PairStep
 REFERENCE_FILE = "heldout_reference.safetensors"
 
 
+@contextlib.contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Inside, adapters drop nothing out: what is measured is the policy, not a draw of it."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
+
+
 class HeldoutProbe:
     """Implicit accuracy on pairs the run never trains on, with the same (timestep, noise) draws every time.
 
-    The reference errors are measured once, before the first update, when the policy still is the base model, and kept in
-    the run folder. So the probe costs policy passes only and works for reference-free objectives too.
+    The reference errors are measured once, before the first update, when the policy still is the base model, and kept
+    in the run folder. So the probe costs policy passes only and works for reference-free objectives too.
 
     Args:
         step: measures errors of a batch.
@@ -67,7 +79,7 @@ class HeldoutProbe:
 
 def draw_samples(pipeline, config: ValidationConfig, folder: Path, rank: int, world_size: int) -> None:
     """Render this process's share of the validation prompts into ``folder`` as ``NN.png``."""
-    from t2i_align.evaluation.generate import sample_images
+    from t2i_align.evaluation.sampling import sample_images
 
     folder.mkdir(parents=True, exist_ok=True)
     mine = list(range(rank, len(config.validation_prompts), world_size))
@@ -86,7 +98,7 @@ def draw_samples(pipeline, config: ValidationConfig, folder: Path, rank: int, wo
 
 def compose_grid(folder: Path, prompts: list[str], target: Path) -> None:
     """Join the rendered prompts into one picture (main process, after a barrier)."""
-    from t2i_align.evaluation.generate import grid
+    from t2i_align.evaluation.grids import grid
 
     images = [Image.open(folder / f"{index:02d}.png").convert("RGB") for index in range(len(prompts))]
     if images:

@@ -44,7 +44,10 @@ def test_any_folder_trains_from_log_2_and_exports(model, pairs, tmp_path):
     assert rows[1]["loss"] != rows[0]["loss"]
     assert (result.export_dir / "pytorch_lora_weights.safetensors").is_file()
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["training"]["learning_rate"] == 1e-3
-    assert json.loads((tmp_path / "run/environment.json").read_text())["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert (
+        json.loads((tmp_path / "run/environment.json").read_text())["packages"]["torch"]
+        == torch.__version__.split("+")[0]
+    )
 
 
 @pytest.mark.parametrize("train_mode", ["lora", "full"])
@@ -180,10 +183,18 @@ def test_the_cache_and_live_pictures_give_the_same_run(tiny_sdxl, pairs, tmp_pat
 def test_samples_and_heldout_accuracy_are_written(tiny_sdxl, pairs, tmp_path):
     validation = {"validation_prompts": ["a red circle", "a blue square"], "validation_steps": 2}
     config = run_config(
-        tiny_sdxl, pairs, tmp_path / "run", data={"heldout_fraction": 0.4}, validation=validation | {"num_inference_steps": 2}
+        tiny_sdxl,
+        pairs,
+        tmp_path / "run",
+        data={"heldout_fraction": 0.4},
+        validation=validation | {"num_inference_steps": 2},
     )
     train(config)
-    assert {path.name for path in (tmp_path / "run/samples").glob("*.png")} == {"step-0.png", "step-2.png", "step-4.png"}
+    assert {path.name for path in (tmp_path / "run/samples").glob("*.png")} == {
+        "step-0.png",
+        "step-2.png",
+        "step-4.png",
+    }
     heldout = [row for row in read_metrics(tmp_path / "run/metrics.jsonl") if "heldout/implicit_accuracy" in row]
     assert [row["step"] for row in heldout] == [2, 4]
     assert all(0 <= row["heldout/implicit_accuracy"] <= 1 for row in heldout)
