@@ -36,8 +36,8 @@ def load_clip_folder(
     return tower, weights_digest([weights]), folder
 
 
-def build_clip_tower(config: str | Path | Mapping[str, Any]) -> HFClipTower:
-    """A tower without memory from a CLIP `config.json`."""
+def clip_tower(config: str | Path | Mapping[str, Any]) -> HFClipTower:
+    """A tower with random weights from a CLIP `config.json`."""
     from transformers import CLIPConfig
 
     content = read_json(config)
@@ -47,8 +47,13 @@ def build_clip_tower(config: str | Path | Mapping[str, Any]) -> HFClipTower:
             found=f"{sorted(content)[:8]}",
             fix="it needs text_config and vision_config",
         )
+    return HFClipTower(CLIPConfig.from_dict(content))
+
+
+def build_clip_tower(config: str | Path | Mapping[str, Any]) -> HFClipTower:
+    """The same without memory, to be filled from a state dict."""
     with without_memory():
-        return HFClipTower(CLIPConfig.from_dict(content))
+        return clip_tower(config)
 
 
 def clip_tokenise(tokenizer: str | Path | None, folder: Path | str, tower: HFClipTower) -> ClipTokenise:

@@ -124,31 +124,29 @@ def _load(
         model_config = folder / MODEL_CONFIG_FILE
     if tokenizer is None and folder and has_tokenizer(folder):
         tokenizer = folder
-    tower = build_open_clip_tower(release.architecture if model_config is None else model_config)
+    with without_memory():
+        tower = open_clip_tower(release.architecture if model_config is None else model_config)
     fit_state_dict(tower.clip, read_state_dict(weights), weights, dtype)
     freeze(tower, device)
     return ClipLikeScorer(
         name,
         version_string(weights_digest([weights]), scale=None if scale == "cosine" else scale),
         tower,
-        _tokenise(tokenizer, tower),
+        hps_tokenise(tokenizer, tower),
         Preprocessor(preprocessing or release.preprocessing, tower.image_size),
         scale,
         device,
     )
 
 
-def build_open_clip_tower(config: str | Path | Mapping[str, Any]) -> OpenClipTower:
-    """A tower without memory from a JSON file, a mapping or the name of an open_clip architecture."""
+def open_clip_tower(config: str | Path | Mapping[str, Any]) -> OpenClipTower:
+    """A tower with random weights from a JSON file, a mapping or the name of an open_clip architecture."""
     if isinstance(config, Mapping) or Path(config).suffix == ".json":
-        content = open_clip_config(read_json(config))
-    else:
-        content = open_clip_config(str(config))
-    with without_memory():
-        return OpenClipTower(content)
+        return OpenClipTower(open_clip_config(read_json(config)))
+    return OpenClipTower(open_clip_config(str(config)))
 
 
-def _tokenise(tokenizer: str | Path | None, tower: OpenClipTower) -> Tokenise:
+def hps_tokenise(tokenizer: str | Path | None, tower: OpenClipTower) -> Tokenise:
     """open_clip's own vocabulary, or a small model's CLIP tokenizer padded with zeros as open_clip pads."""
     if tokenizer is None:
         if tower.vocab_size != _OPEN_CLIP_VOCABULARY:

@@ -15,6 +15,7 @@ it).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from reward_models.errors import RewardModelError, unknown_name
-from reward_models.hf_clip import build_clip_tower, clip_tokenise
+from reward_models.hf_clip import clip_tokenise, clip_tower
 from reward_models.loading import (
     fit_state_dict,
     folder_weights,
@@ -35,7 +36,7 @@ from reward_models.mps_fusion import CrossModel, FusionConfig
 from reward_models.network import NetworkScorer, TextFeatures
 from reward_models.preprocess import Preprocessor
 from reward_models.scorer import short_hash, version_string, wide
-from reward_models.tokenizers import ClipTokenise
+from reward_models.tokenizers import ClipTokenise, has_tokenizer
 from reward_models.towers import HFClipTower, cosine, freeze, without_memory
 
 _AESTHETIC = "light, color, clarity, tone, style, ambiance, artistry"
@@ -81,15 +82,16 @@ VIT_H14_CONFIG: dict[str, Any] = {
         "projection_dim": 1024,
     },
 }
+_PUBLISHED_VOCABULARY = 49408
 TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
 class MPSNetwork(nn.Module):
     """CLIP tower and fusion module, `model.*` and `cross_model.*` of the checkpoint."""
 
-    def __init__(self, tower: HFClipTower, cross_model: CrossModel) -> None:
+    def __init__(self, tower: HFClipTower, fusion: FusionConfig) -> None:
         super().__init__()
-        self.tower, self.cross_model = tower, cross_model
+        self.tower, self.fusion, self.cross_model = tower, fusion, CrossModel(fusion)
 
     def keep_tokens(self, tokens: Tensor, condition: Tensor, threshold: float) -> Tensor:
         """Which prompt tokens [P, L, D] a condition [L, D] lets through, bool [P, L]; never none of a row."""
@@ -178,40 +180,47 @@ def load_mps(
         raise RewardModelError("mask_threshold must be in [0, 1)", found=str(mask_threshold))
     folder = Path(checkpoint).expanduser()
     weights = folder_weights(folder) if folder.is_dir() else resolve_file(checkpoint)
-    network = build_network(*_configs(folder, model_config))
+    with without_memory():
+        network = mps_network(*network_configs(folder, model_config))
     fill_network(network, read_state_dict(weights, CONVERT_FIX), weights, dtype)
     freeze(network, device)
-    tokenise = clip_tokenise(tokenizer, folder if folder.is_dir() else TOKENIZER, network.tower)
+    carried = folder.is_dir() and (has_tokenizer(folder) or network.tower.vocab_size != _PUBLISHED_VOCABULARY)
+    tokenise = clip_tokenise(tokenizer, folder if carried else TOKENIZER, network.tower)
     settings = {"mask_threshold": None if mask_threshold == MASK_THRESHOLD else mask_threshold}
     version = version_string(weights_digest([weights]), **settings)
     return MPSScorer(version, network, tokenise, condition, mask_threshold, device)
 
 
-def _configs(
+def network_configs(
     folder: Path, model_config: str | Path | Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], FusionConfig]:
+    """CLIP and fusion configuration from the user, else from the folder, else of the published size."""
     if model_config is not None:
         both = read_json(model_config)
         if set(both) != {"clip", "cross"}:
             raise RewardModelError(
-                "model_config of mps needs exactly 'clip' and 'cross'", found=str(sorted(both))
+                "model_config of mps needs exactly 'clip' and 'cross'", found=f"{sorted(both)}"
             )
-        return read_json(both["clip"]), FusionConfig(**both["cross"])
-    if folder.is_dir():
-        return read_json(folder / CLIP_CONFIG_FILE), FusionConfig(**read_json(folder / FUSION_CONFIG_FILE))
-    return VIT_H14_CONFIG, FusionConfig()
+        clip, cross = read_json(both["clip"]), read_json(both["cross"])
+    elif folder.is_dir():
+        clip, cross = read_json(folder / CLIP_CONFIG_FILE), read_json(folder / FUSION_CONFIG_FILE)
+    else:
+        return VIT_H14_CONFIG, FusionConfig()
+    known = {field.name for field in fields(FusionConfig)}
+    if not set(cross) <= known:
+        raise RewardModelError("unknown fusion settings", found=f"{sorted(set(cross) - known)}")
+    return clip, FusionConfig(**cross)
 
 
-def build_network(clip_config: Mapping[str, Any], fusion: FusionConfig) -> MPSNetwork:
-    """The network without memory."""
-    tower = build_clip_tower(clip_config)
+def mps_network(clip_config: Mapping[str, Any], fusion: FusionConfig) -> MPSNetwork:
+    """The network with random weights."""
+    tower = clip_tower(clip_config)
     if tower.config.projection_dim != fusion.dim:
         raise RewardModelError(
             "the CLIP tower and the fusion module do not belong together",
             found=f"projection_dim {tower.config.projection_dim}, fusion dim {fusion.dim}",
         )
-    with without_memory():
-        return MPSNetwork(tower, CrossModel(fusion))
+    return MPSNetwork(tower, fusion)
 
 
 def fill_network(network: MPSNetwork, state: Mapping[str, Tensor], source: Path, dtype: torch.dtype) -> None:

@@ -4,15 +4,16 @@ All CLIP-style scorers normalise with OpenAI's mean and std and interpolate bicu
 the picture becomes RGB, in which side is resized to the target and in rounding. Those differences move
 scores, so each pipeline is named, and the name is stored with every score.
 
-======================= ============================== ================= =====================================
-name                    RGB conversion                 resize            crop or pad
-======================= ============================== ================= =====================================
-clip_pil                first                          PIL, short side   centre crop, offset floor((s - S) /
-2) openai                  last (PIL resizes RGBA, P ...)  PIL, short side   centre crop, offset round((s - S)
-/ 2) hpsv2_rgb_first         first                          tensor, long side zero pad before normalisation
-hpsv2_no_antialias      first                          the same without antialiasing (torchvision < 0.17)
-======================= ============================== ================= =====================================
+==================  ==============================  ==================  =============================
+name                RGB conversion                  resize              crop or pad
+==================  ==============================  ==================  =============================
+clip_pil            first                           PIL, short side     crop, offset floor(excess / 2)
+openai              last (PIL resizes RGBA, P ...)  PIL, short side     crop, offset round(excess / 2)
+hpsv2_rgb_first     first                           tensor, long side   zero pad, then normalise
+hpsv2_no_antialias  first                           tensor, long side   the same, resize not antialiased
+==================  ==============================  ==================  =============================
 
+The last one is what HPSv2 computed with torchvision before 0.17, when its tables were made.
 Every pipeline has a differentiable twin on float tensors, `Preprocessor.tensor`: same geometry, antialiased
 tensor interpolation, no rounding to 8 bit and no clamping, so gradients reach every pixel.
 """
