@@ -86,8 +86,7 @@ def elo(
     tail = 50.0 * (1.0 - confidence)
     low, high = np.percentile(spread, [tail, 100.0 - tail], axis=0)
     return {
-        name: Estimate(float(point[i]), float(low[i]), float(high[i]), n, confidence)
-        for i, name in enumerate(names)
+        name: Estimate(float(point[i]), float(low[i]), float(high[i]), n, confidence) for i, name in enumerate(names)
     }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import norm
 
 REPLICATES = 4000
-"""Default bootstrap replicates: the Monte Carlo error of a 2.5 % quantile is then a few per cent of the width."""
+"""Default bootstrap replicates: the Monte Carlo error of a 2.5 % quantile is then a few % of the width."""
 
 _CHUNK = 4_000_000  # numbers drawn at once: bounds memory at about 64 MB
 
@@ -100,9 +100,7 @@ def bootstrap_means(values: np.ndarray, replicates: int = REPLICATES, seed: int 
     return np.concatenate([values[generator.integers(n, size=(size, n))].mean(axis=1) for size in sizes])
 
 
-def mean(
-    values: np.ndarray, *, confidence: float = 0.95, replicates: int = REPLICATES, seed: int = 0
-) -> Estimate:
+def mean(values: np.ndarray, *, confidence: float = 0.95, replicates: int = REPLICATES, seed: int = 0) -> Estimate:
     """Mean over prompts with a percentile bootstrap interval.
 
     Args:
@@ -215,9 +213,7 @@ def minimum_detectable_win_rate(n: int, confidence: float = 0.95, power: float =
     return min(1.0, 0.5 + difference)
 
 
-def minimum_detectable_difference(
-    differences: np.ndarray, confidence: float = 0.95, power: float = 0.8
-) -> float:
+def minimum_detectable_difference(differences: np.ndarray, confidence: float = 0.95, power: float = 0.8) -> float:
     """Smallest mean paired difference that this many prompts detect: ``(z_a + z_b) sd / sqrt(n)``.
 
     Args:

@@ -42,9 +42,7 @@ def judge(model: str, baseline: str, rate: Estimate, what: str = "") -> Verdict:
     return Verdict("inconclusive", f"No evidence of improvement of {model} over {baseline}", figures)
 
 
-def judge_control(
-    control: str, baseline: str, rate: Estimate, model: str, gap: Estimate | None = None
-) -> Verdict:
+def judge_control(control: str, baseline: str, rate: Estimate, model: str, gap: Estimate | None = None) -> Verdict:
     """What a control run (the same training on shuffled labels) says about the main result.
 
     Args:

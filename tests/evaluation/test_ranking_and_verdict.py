@@ -28,9 +28,7 @@ def test_swapping_models_swaps_strengths_and_doubling_rows_changes_nothing():
     order = [2, 0, 1]
     swapped = bradley_terry(wins[np.ix_(order, order)])
     np.testing.assert_allclose(swapped, bradley_terry(wins)[order], atol=1e-9)
-    np.testing.assert_allclose(
-        bradley_terry(2 * wins, pseudo_wins=0), bradley_terry(wins, pseudo_wins=0), atol=1e-9
-    )
+    np.testing.assert_allclose(bradley_terry(2 * wins, pseudo_wins=0), bradley_terry(wins, pseudo_wins=0), atol=1e-9)
 
 
 def test_a_model_that_only_wins_stays_finite_and_ties_are_equal():

@@ -100,9 +100,7 @@ def test_minimum_detectable_win_rate_inverts_the_sample_size_table(rate, prompts
 
 def test_minimum_detectable_difference_by_hand():
     # sd of [1, -1, 1, -1] with n - 1 is sqrt(4/3); (1.960 + 0.8416) * 1.1547 / 2
-    assert st.minimum_detectable_difference(np.array([1.0, -1.0, 1.0, -1.0])) == pytest.approx(
-        1.6175, abs=1e-3
-    )
+    assert st.minimum_detectable_difference(np.array([1.0, -1.0, 1.0, -1.0])) == pytest.approx(1.6175, abs=1e-3)
     assert st.minimum_detectable_difference(np.array([1.0])) == math.inf
 
 

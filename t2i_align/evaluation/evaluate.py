@@ -1,0 +1,134 @@
+"""Is it better? Pictures, scores, intervals and a report in one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from t2i_align.errors import UserError
+from t2i_align.evaluation import generate, score, statistics
+from t2i_align.evaluation.manifest import read_settings
+from t2i_align.evaluation.prompts import PromptSet, load_prompts
+from t2i_align.evaluation.results import Evaluation
+from t2i_align.evaluation.scorers import Scorer
+
+REPORT_FILE = "report.html"
+
+
+def run(
+    models: Mapping[str, str | Path],
+    prompts: str | Path | PromptSet | Sequence[str],
+    scorers: Sequence[str | Scorer],
+    output_dir: str | Path,
+    *,
+    baseline: str | None = None,
+    control: str | None = None,
+    runs: Mapping[str, str | Path] | None = None,
+    limit: int | None = None,
+    seeds_per_prompt: int = 1,
+    num_inference_steps: int = 25,
+    guidance_scale: float = 5.0,
+    batch_size: int = 8,
+    seed: int = 0,
+    height: int | None = None,
+    width: int | None = None,
+    base: str | Path | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    tolerance: float = 0.0,
+    confidence: float = 0.95,
+    replicates: int = statistics.REPLICATES,
+    overwrite: bool = False,
+    show_progress: bool = True,
+    report: bool = True,
+) -> Evaluation:
+    """Generate, score, compare and report; interrupted evaluations go on where they stopped.
+
+    Args:
+        models: name -> model, see ``generate.run``.
+        prompts: see ``load_prompts``.
+        scorers: see ``open_scorer``; the first dimension of the first one gives the verdict.
+        output_dir: pictures per model, ``scores.parquet``, ``evaluation.json``, ``report.html``.
+        baseline: name of the model that the others are compared with; None is ``base``, or else the first.
+        control: name of the model that must not win (trained on shuffled labels).
+        runs: model name -> its run folder, for training curves and configuration in the report.
+        limit: only the first prompts.
+        tolerance: score differences up to this size are ties.
+        confidence, replicates: of the bootstrap intervals.
+        report: write ``report.html``.
+
+    Sampling arguments are those of ``generate.run``.
+
+    Raises:
+        UserError: fewer than two models, an unknown baseline or control, and everything the steps raise.
+    """
+    started = time.perf_counter()
+    models = {name: str(path) for name, path in models.items()}
+    baseline = baseline or ("base" if "base" in models else next(iter(models), ""))
+    _check(models, baseline, control, scorers)
+    prompt_set = load_prompts(prompts, limit)
+    output_dir = Path(output_dir)
+    sampling = {
+        "seeds_per_prompt": seeds_per_prompt,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "seed": seed,
+        "height": height,
+        "width": width,
+    }
+    folders = generate.run(
+        models,
+        prompt_set,
+        output_dir,
+        batch_size=batch_size,
+        base=base,
+        device=device,
+        dtype=dtype,
+        overwrite=overwrite,
+        show_progress=show_progress,
+        **sampling,
+    )
+    table = score.run(folders, scorers, output_dir, first_prompts=len(prompt_set), device=device)
+    evaluation = Evaluation(
+        folder=output_dir,
+        models=models,
+        baseline=baseline,
+        control=control,
+        prompts=prompt_set,
+        settings={
+            **sampling,
+            "base": None if base is None else str(base),
+            "dtype": read_settings(folders[baseline])["dtype"],
+            "prompts": str(prompts) if isinstance(prompts, str | Path) else prompt_set.name,
+            "limit": limit,
+            "scorers": [spec if isinstance(spec, str) else spec.name for spec in scorers],
+            "seconds": round(time.perf_counter() - started, 1),
+        },
+        scores=table,
+        confidence=confidence,
+        replicates=replicates,
+        tolerance=tolerance,
+    )
+    evaluation.write()
+    if report:
+        from t2i_align.evaluation.report import render
+
+        render(evaluation, output_dir / REPORT_FILE, runs or {})
+    return evaluation
+
+
+def _check(models: Mapping[str, str], baseline: str, control: str | None, scorers: Sequence[str | Scorer]) -> None:
+    if len(models) < 2:
+        raise UserError(
+            "A comparison needs two models.",
+            f"{len(models)} given",
+            "name a base and a tuned one: base=... tuned=...",
+        )
+    for what, name in {"baseline": baseline, "control": control}.items():
+        if name is not None and name not in models:
+            raise UserError(f"The {what} is not among the models.", name, f"use one of: {', '.join(models)}")
+    if control == baseline:
+        raise UserError("The control cannot be the baseline.", baseline, "give the control a model of its own")
+    if not scorers:
+        raise UserError("No scorer was given.", "", "name at least one, e.g. --scorer oracle")

@@ -1,0 +1,198 @@
+"""Pictures of several models from the same prompts and the same initial noise, resumable."""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from t2i_align.errors import UserError
+from t2i_align.evaluation.grids import grid
+from t2i_align.evaluation.manifest import (
+    Picture,
+    Settings,
+    append_to_manifest,
+    fingerprint,
+    open_folder,
+)
+from t2i_align.evaluation.prompts import PromptSet, load_prompts
+from t2i_align.evaluation.sampling import sample_images
+from t2i_align.randomness import address_hash
+
+__all__ = ["grid", "picture_seed", "run", "sample_images"]
+
+
+def run(
+    models: Mapping[str, str | Path],
+    prompts: str | Path | PromptSet | Sequence[str],
+    output_dir: str | Path,
+    *,
+    seeds_per_prompt: int = 1,
+    num_inference_steps: int = 25,
+    guidance_scale: float = 5.0,
+    batch_size: int = 8,
+    seed: int = 0,
+    height: int | None = None,
+    width: int | None = None,
+    base: str | Path | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    show_progress: bool = True,
+) -> dict[str, Path]:
+    """Sample every model on every prompt; interrupted runs go on where they stopped.
+
+    The initial noise of a picture is a function of ``(seed, prompt index, draw)``: the same for every
+    model, and independent of the batch size and of which pictures already exist.
+
+    Args:
+        models: name -> diffusers folder, hub id, LoRA folder or ``shapes:base``; the name becomes a
+            sub-folder.
+        prompts: anything ``load_prompts`` reads.
+        output_dir: one sub-folder per model is written, see ``manifest``.
+        seeds_per_prompt: pictures per prompt.
+        batch_size: pictures sampled together.
+        base: base model of entries that are only adapters.
+        device: None is CUDA where there is one, else the CPU.
+        dtype: fp32, fp16 or bf16; None is fp16 on CUDA and fp32 on the CPU.
+        overwrite: replace pictures made with other settings instead of refusing.
+
+    Returns:
+        name -> folder.
+
+    Raises:
+        UserError: a folder holds pictures of other settings, a name is unusable, a model cannot be loaded.
+    """
+    _check(models, seeds_per_prompt, num_inference_steps, batch_size)
+    device, precision = _device_and_dtype(device, dtype)
+    wanted = _pictures(load_prompts(prompts), seeds_per_prompt, seed)
+    folders = {name: Path(output_dir) / name for name in models}
+    todo: dict[str, list[Picture]] = {}
+    for name, model in models.items():  # every folder is looked at before the first picture is made
+        settings = Settings(
+            model=str(model),
+            fingerprint=_model_fingerprint(model),
+            base=None if base is None else f"{base} {_model_fingerprint(base)}".strip(),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=float(guidance_scale),
+            seed=seed,
+            seeds_per_prompt=seeds_per_prompt,
+            height=height,
+            width=width,
+            dtype=precision,
+        )
+        todo[name] = open_folder(folders[name], settings, wanted, overwrite)
+    sampling = {
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "height": height,
+        "width": width,
+    }
+    with _progress(show_progress) as progress:
+        for name, model in models.items():
+            done = len(wanted) - len(todo[name])
+            bar = progress.add_task(f"sampling {name}", total=len(wanted), completed=done)
+            if todo[name]:
+                pipeline = _load(model, base, precision, device)
+                for start in range(0, len(todo[name]), batch_size):
+                    batch = todo[name][start : start + batch_size]
+                    _draw(pipeline, folders[name], batch, name, sampling)
+                    progress.advance(bar, len(batch))
+                del pipeline
+                _release_memory()
+    return folders
+
+
+def picture_seed(seed: int, prompt_index: int, draw: int) -> int:
+    """Seed of one picture's CPU generator, below 2^32 (all that torch's CPU engine keeps of a seed)."""
+    return address_hash(seed, "picture", prompt_index, draw) % 2**32
+
+
+def _pictures(prompts: PromptSet, draws: int, seed: int) -> list[Picture]:
+    pictures = []
+    for prompt_index, prompt in enumerate(prompts.prompts):
+        for draw in range(draws):
+            index = prompt_index * draws + draw
+            noise = picture_seed(seed, prompt_index, draw)
+            pictures.append(Picture(index, prompt_index, draw, prompt, noise, f"images/{index:05d}.png"))
+    return pictures
+
+
+def _draw(pipeline, folder: Path, batch: list[Picture], model: str, sampling: dict) -> None:
+    """Sample one batch and write it; a manifest line always follows its finished file."""
+    images = sample_images(
+        pipeline,
+        [picture.prompt for picture in batch],
+        [picture.seed for picture in batch],
+        batch_size=len(batch),
+        **sampling,
+    )
+    for picture, image in zip(batch, images, strict=True):
+        _save(image, folder / picture.file, picture, model, sampling)
+    append_to_manifest(folder, batch)
+
+
+def _save(image: Image.Image, path: Path, picture: Picture, model: str, sampling: dict) -> None:
+    info = PngInfo()
+    described = {"prompt": picture.prompt, "seed": picture.seed, "model": model, **sampling}
+    for key, value in described.items():
+        if value is not None:
+            info.add_text(key, str(value))
+    temporary = path.with_suffix(".writing")
+    image.save(temporary, format="PNG", pnginfo=info)
+    temporary.replace(path)
+
+
+def _load(model: str | Path, base: str | Path | None, precision: str, device: str):
+    from t2i_align.backbones import load_for_sampling
+
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    return load_for_sampling(str(model), None if base is None else str(base), dtype, device)
+
+
+def _model_fingerprint(model: str | Path) -> str:
+    """Contents hash of a local model; hub ids are identified by their name alone."""
+    if str(model).startswith("shapes:"):
+        from t2i_align.shapes import assets
+
+        model = assets.resolve(str(model))
+    return fingerprint(Path(model)) if Path(model).exists() else ""
+
+
+def _device_and_dtype(device: str | None, dtype: str | None) -> tuple[str, str]:
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or ("fp32" if device == "cpu" else "fp16")
+    if dtype not in ("fp32", "fp16", "bf16"):
+        raise UserError("The precision is not known.", dtype, "use fp32, fp16 or bf16")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("A CUDA device was asked for.", "torch sees none", "use --device cpu")
+    return device, dtype
+
+
+def _check(models: Mapping[str, str | Path], draws: int, steps: int, batch_size: int) -> None:
+    if not models:
+        raise UserError("No model was given.", "", "name at least one, e.g. base=shapes:base")
+    for name in models:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise UserError("A model's name becomes a folder.", repr(name), "use letters, digits, dots and dashes")
+    counts = {"seeds_per_prompt": draws, "num_inference_steps": steps, "batch_size": batch_size}
+    for what, value in counts.items():
+        if value < 1:
+            raise UserError(f"{what} must be at least 1.", str(value), f"give a positive {what}")
+
+
+def _release_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _progress(show: bool) -> Progress:
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    return Progress(*columns, disable=not show)

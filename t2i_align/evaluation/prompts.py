@@ -1,0 +1,136 @@
+"""Prompt sets: from the embedded world, a text file, JSON lines, or a table such as PartiPrompts."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from t2i_align.errors import UserError
+
+PROMPT_COLUMNS = ("prompt", "caption", "text")
+"""Column or key that holds the prompt, compared in lower case; the first one present is used."""
+
+GROUP_COLUMNS = ("category", "challenge", "style")
+"""Columns by which a suite is usually broken down; kept where present."""
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts in a fixed order; a prompt's index is its identity in every later file.
+
+    Attributes:
+        name: shown in reports.
+        prompts: the texts.
+        groups: column name -> one label per prompt, e.g. PartiPrompts' category.
+    """
+
+    name: str
+    prompts: tuple[str, ...]
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise UserError("The prompt set is empty.", self.name, "give at least one prompt")
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def first(self, limit: int | None) -> PromptSet:
+        """The first ``limit`` prompts, or all of them for None."""
+        groups = {name: labels[:limit] for name, labels in self.groups.items()}
+        return PromptSet(self.name, self.prompts[:limit], groups)
+
+
+def load_prompts(source: str | Path | PromptSet | Sequence[str], limit: int | None = None) -> PromptSet:
+    """Read prompts.
+
+    Args:
+        source: ``shapes`` (the held-out prompts of the embedded world); a ``.txt`` file with one prompt per
+            line; a ``.jsonl`` file of strings or objects with a prompt, caption or text key; a ``.tsv`` or
+            ``.csv`` table with such a column (PartiPrompts); a list of texts; or a ready PromptSet.
+        limit: keep only the first prompts.
+
+    Raises:
+        UserError: the file is missing, of an unknown kind, broken or empty.
+    """
+    if isinstance(source, PromptSet):
+        return source.first(limit)
+    if not isinstance(source, str | Path):
+        return PromptSet("prompts", tuple(str(prompt) for prompt in source)).first(limit)
+    if str(source) == "shapes":
+        from t2i_align.shapes import assets
+
+        return PromptSet("shapes", tuple(assets.prompts("heldout"))).first(limit)
+    path = Path(source)
+    if not path.is_file():
+        raise UserError(
+            "The prompt file does not exist.",
+            str(path),
+            "give a .txt, .jsonl, .tsv or .csv file, or 'shapes' for the built-in prompts",
+        )
+    if path.suffix.lower() not in _READERS:
+        raise UserError("The kind of prompt file is not known.", path.name, f"use one of {', '.join(sorted(_READERS))}")
+    try:
+        return _READERS[path.suffix.lower()](path).first(limit)
+    except UnicodeDecodeError as error:
+        raise UserError("The prompt file is not UTF-8 text.", f"{path}: {error}", "save it as UTF-8") from error
+
+
+def _read_text(path: Path) -> PromptSet:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    return PromptSet(path.stem, tuple(line for line in lines if line))
+
+
+def _read_json_lines(path: Path) -> PromptSet:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                "A line of the prompt file is not JSON.",
+                f"{path}, line {number}: {error}",
+                "mend or remove it",
+            ) from error
+        rows.append({"prompt": row} if isinstance(row, str) else row)
+        if not isinstance(rows[-1], dict):
+            raise UserError(
+                "A line of the prompt file is neither a string nor an object.",
+                f"{path}, line {number}: {line[:80]}",
+                'write "a red circle" or {"prompt": "a red circle"}',
+            )
+    return _from_rows(path, rows)
+
+
+def _read_table(path: Path) -> PromptSet:
+    # PartiPrompts holds bare quotation marks inside its fields: a TSV of prompts is not quoted.
+    tabs = path.suffix.lower() == ".tsv"
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+        return _from_rows(path, list(csv.DictReader(file, delimiter="\t" if tabs else ",", quoting=quoting)))
+
+
+def _from_rows(path: Path, rows: list[dict]) -> PromptSet:
+    if not rows:
+        raise UserError("The prompt file is empty.", str(path), "give at least one prompt")
+    rows = [{str(key).lower(): value for key, value in row.items()} for row in rows]
+    column = next((name for name in PROMPT_COLUMNS if name in rows[0]), None)
+    if column is None:
+        raise UserError(
+            "The prompt file has no prompt column.",
+            f"{path}: {', '.join(rows[0])}",
+            f"name the column one of {', '.join(PROMPT_COLUMNS)}",
+        )
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row.get(column), str) or not row[column].strip():
+            raise UserError(f"Prompt {number} is empty.", f"{path}: {row}", f"fill in {column!r} or remove the row")
+    groups = {name: tuple(str(row.get(name) or "") for row in rows) for name in GROUP_COLUMNS if name in rows[0]}
+    return PromptSet(path.stem, tuple(row[column].strip() for row in rows), groups)
+
+
+_READERS = {".txt": _read_text, ".jsonl": _read_json_lines, ".tsv": _read_table, ".csv": _read_table}

@@ -1,0 +1,164 @@
+"""A run folder read for the report: training curves, likelihood displacement, configuration, environment."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup
+
+from t2i_align.errors import UserError
+from t2i_align.evaluation.report.charts import Series, line_chart, short
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart: title, what to look for, and (metric, legend, colour) of its curves."""
+
+    title: str
+    hint: str
+    metrics: tuple[tuple[str, str, int], ...]
+    reference: float | None = None
+
+
+PANELS = (
+    Panel("Loss", "Mean over the batch of the objective.", (("loss", "training", 0),)),
+    Panel(
+        "Implicit accuracy",
+        "Share of pairs that the model's own errors order like the label; 0.5 is chance. Held-out is what counts.",
+        (("implicit_accuracy", "training", 0), ("heldout/implicit_accuracy", "held-out", 1)),
+        0.5,
+    ),
+    Panel(
+        "Error change against the reference",
+        "Winner (d_w) should fall or stay below zero; loser (d_l) should rise.",
+        (("d_w", "winner d_w", 0), ("d_l", "loser d_l", 1)),
+        0.0,
+    ),
+    Panel(
+        "Margin",
+        "d_l − d_w: how far the preferred picture is ahead.",
+        (("margin", "training", 0), ("heldout/margin", "held-out", 1)),
+        0.0,
+    ),
+    Panel("Gradient norm", "Before clipping; spikes mean instability.", (("grad_norm", "norm", 0),)),
+)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A rendered panel with its legend: (name, colour, last value)."""
+
+    title: str
+    hint: str
+    svg: Markup
+    legend: tuple[tuple[str, int, str], ...]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What the report shows of one training run.
+
+    Attributes:
+        model: name within the evaluation.
+        path: the folder.
+        charts: panels for which there were numbers.
+        displacement: one sentence on likelihood displacement, or None where it was not measured.
+        displaced: whether it was seen.
+        config, environment: text of the files, or None.
+    """
+
+    model: str
+    path: str
+    steps: int
+    charts: tuple[Chart, ...]
+    displacement: str | None
+    displaced: bool
+    config: str | None
+    environment: str | None
+
+
+def read_run(model: str, folder: str | Path) -> RunFolder:
+    """Read a run folder.
+
+    Raises:
+        UserError: the folder holds no ``metrics.jsonl``.
+    """
+    folder = Path(folder)
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(
+            f"The run folder of {model} holds no metrics.jsonl.",
+            str(folder),
+            "give the output_dir of a t2i-align train run",
+        )
+    columns = read_columns(path)
+    charts = tuple(chart for panel in PANELS if (chart := _chart(panel, columns)) is not None)
+    displaced, sentence = displacement(columns)
+    return RunFolder(
+        model=model,
+        path=str(folder),
+        steps=int(max((steps.max() for steps, _ in columns.values()), default=0)),
+        charts=charts,
+        displacement=sentence,
+        displaced=displaced,
+        config=_text(folder / "config.yaml"),
+        environment=_text(folder / "environment.json"),
+    )
+
+
+def read_columns(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Metric -> (steps, values) of a ``metrics.jsonl``; a cut last line is left out and null becomes NaN."""
+    collected: dict[str, list[tuple[float, float]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        for key, value in row.items():
+            if key != "step" and (value is None or isinstance(value, int | float)):
+                collected.setdefault(key, []).append((row["step"], np.nan if value is None else value))
+    return {
+        key: (np.array([step for step, _ in points], float), np.array([value for _, value in points], float))
+        for key, points in collected.items()
+    }
+
+
+def displacement(columns: dict[str, tuple[np.ndarray, np.ndarray]]) -> tuple[bool, str | None]:
+    """Whether the winner's error rose above the reference while the margin grew, and a sentence about it."""
+    if "d_w" not in columns or "margin" not in columns:
+        return False, None
+    flag = columns.get("likelihood_displacement")
+    last = max(1, len(columns["d_w"][1]) // 4)
+    d_winner, margin = (float(np.nanmean(columns[name][1][-last:])) for name in ("d_w", "margin"))
+    figures = f"over the last quarter of the run d_w = {short(d_winner)} and the margin = {short(margin)}"
+    if flag is not None and np.nanmax(flag[1]) > 0:
+        step = int(flag[0][int(np.nanargmax(flag[1] > 0))])
+        return True, (
+            f"Likelihood displacement from step {step}: the winner's error rose above the reference while the margin "
+            f"grew; {figures}. The pictures may get worse although the loss falls."
+        )
+    if d_winner > 0 and margin > 0:
+        return True, f"The winner's error ended above the reference although the margin is positive; {figures}."
+    return False, f"No likelihood displacement: {figures}."
+
+
+def _chart(panel: Panel, columns: dict[str, tuple[np.ndarray, np.ndarray]]) -> Chart | None:
+    series, legend = [], []
+    for metric, name, color in panel.metrics:
+        if metric not in columns or not np.isfinite(columns[metric][1]).any():
+            continue
+        steps, values = columns[metric]
+        heldout = metric.startswith("heldout/")
+        series.append(Series(name, steps, values, color, noisy=not heldout, markers=heldout))
+        legend.append((name, color, short(float(values[np.isfinite(values)][-1]))))
+    if not series:
+        return None
+    svg = line_chart(series, f"{panel.title} against training step", panel.reference)
+    return Chart(panel.title, panel.hint, svg, tuple(legend))
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None

@@ -1,0 +1,155 @@
+"""Fills the page's template with an evaluation's numbers, pictures and curves."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+from collections.abc import Mapping
+from datetime import datetime
+from importlib import metadata
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from t2i_align.evaluation.report.curves import read_run
+from t2i_align.evaluation.report.pictures import galleries
+from t2i_align.evaluation.results import Comparison, Evaluation
+from t2i_align.evaluation.statistics import Estimate
+from t2i_align.evaluation.verdict import percent, span
+
+PACKAGES = ("t2i_align", "torch", "diffusers", "transformers", "peft", "numpy", "scipy")
+
+
+def render(
+    evaluation: Evaluation,
+    output: str | Path,
+    runs: Mapping[str, str | Path] | None = None,
+    model: str | None = None,
+) -> Path:
+    """Write one self-contained HTML page: no file, font or address outside it is needed to read it.
+
+    Args:
+        evaluation: what to report.
+        output: file to write.
+        runs: model name -> its run folder, for training curves, configuration and environment.
+        model: the model on trial; None is the first that is neither baseline nor control.
+
+    Returns:
+        ``output`` as a path.
+
+    Raises:
+        UserError: a run folder without metrics.
+    """
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    page = _environment().get_template("report.html.j2").render(_context(evaluation, runs or {}, model))
+    temporary = output.with_suffix(".writing")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, output)
+    return output
+
+
+def _context(evaluation: Evaluation, runs: Mapping[str, str | Path], model: str | None) -> dict:
+    model = model or (evaluation.subjects or [evaluation.control])[0] or ""
+    table = evaluation.comparisons()
+    main = evaluation.comparison(model)
+    scorer, dimension = evaluation.primary
+    return {
+        "evaluation": evaluation,
+        "model": model,
+        "main": main,
+        "verdict": main.verdict,
+        "control": evaluation.control_verdict(model) if model != evaluation.control else None,
+        "score_name": f"{scorer} {dimension}",
+        "means": {name: evaluation.mean(name) for name in evaluation.models},
+        "bars": [row for row in table if (row.scorer, row.dimension) == evaluation.primary],
+        "dimension_bars": [row for row in table if row.model == model],
+        "table": table,
+        "table_means": {(row.model, row.scorer, row.dimension): _means(evaluation, row) for row in table},
+        "groups": {name: evaluation.by_group(model, name) for name in evaluation.prompts.groups},
+        "ranking": evaluation.ranking() if len(evaluation.models) > 2 else {},
+        "galleries": galleries(evaluation, model),
+        "runs": [read_run(name, folder) for name, folder in runs.items()],
+        "missing": {name: n for name in evaluation.models if (n := evaluation.scores.missing(name))},
+        "commands": _commands(evaluation, runs),
+        "environment": _packages(),
+        "written": datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
+    }
+
+
+def _means(evaluation: Evaluation, row: Comparison) -> tuple[float, float]:
+    """Mean scores of baseline and model on all their scored pictures."""
+    before = evaluation.mean(row.baseline, row.scorer, row.dimension)
+    return before.value, evaluation.mean(row.model, row.scorer, row.dimension).value
+
+
+def _commands(evaluation: Evaluation, runs: Mapping[str, str | Path]) -> list[str]:
+    """Shell commands that train the runs and repeat the evaluation."""
+    settings = evaluation.settings
+    train = [shlex.join(["t2i-align", "train", f"{folder}/config.yaml"]) for folder in runs.values()]
+    evaluate = ["t2i-align", "evaluate"]
+    evaluate += [f"{name}={path}" for name, path in evaluation.models.items()]
+    evaluate += ["--baseline", evaluation.baseline]
+    if evaluation.control:
+        evaluate += ["--control", evaluation.control]
+    evaluate += ["--prompts", str(settings["prompts"])]
+    for scorer in settings["scorers"]:
+        evaluate += ["--scorer", scorer]
+    for name in ("limit", "seeds_per_prompt", "num_inference_steps", "guidance_scale", "seed", "height", "width"):
+        if settings.get(name) is not None:
+            evaluate += [f"--{name.replace('_', '-')}", str(settings[name])]
+    for name in ("base", "dtype"):
+        if settings.get(name):
+            evaluate += [f"--{name}", str(settings[name])]
+    return [*train, shlex.join([*evaluate, "--output-dir", str(evaluation.folder)])]
+
+
+def _packages() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _environment() -> Environment:
+    folder = files("t2i_align.evaluation") / "templates"
+
+    def load(name: str) -> str:
+        return (folder / name).read_text(encoding="utf-8")
+
+    environment = Environment(
+        loader=FunctionLoader(load), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "span": span, "score": _score, "signed": _signed, "p": _p_value}
+    environment.globals["include_raw"] = lambda name: Markup(load(name))
+    environment.globals["kind"] = _kind
+    return environment
+
+
+def _kind(rate: Estimate) -> str:
+    """Colour class of a win rate."""
+    if rate.low > 0.5:
+        return "better"
+    return "worse" if rate.high < 0.5 else "inconclusive"
+
+
+def _score(value: float | None) -> str:
+    """Three digits after the point for small numbers, fewer for large ones."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
+
+
+def _signed(value: float) -> str:
+    """With a sign, minus as a minus."""
+    return f"{value:+.3f}".replace("-", "−") if abs(value) < 10 else f"{value:+.2f}".replace("-", "−")
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

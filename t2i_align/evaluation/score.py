@@ -1,0 +1,148 @@
+"""Scores of generated pictures, with a table that survives interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from reward_models.errors import RewardModelError
+from reward_models.images import decode_image
+from t2i_align.errors import UserError
+from t2i_align.evaluation.manifest import Picture, read_manifest
+from t2i_align.evaluation.scorers import Scorer, open_scorer
+from t2i_align.evaluation.table import SCORES_FILE, ScoreRow, ScoreTable
+
+logger = logging.getLogger(__name__)
+
+Known = Mapping[tuple[str, str, str, str], Mapping[str, float | None]]
+"""(picture hash, prompt, scorer, version) -> dimension -> score, from an earlier table."""
+
+
+def run(
+    folders: Mapping[str, str | Path],
+    scorers: Sequence[str | Scorer],
+    output_dir: str | Path,
+    *,
+    first_prompts: int | None = None,
+    batch_size: int = 32,
+    device: str | None = None,
+) -> ScoreTable:
+    """Score every picture of every model and write ``scores.parquet``.
+
+    A picture that cannot be decoded gets rows without a score and is counted; it takes no part in any
+    comparison. A score is taken from an earlier table where picture, prompt, scorer and version are the
+    same; the table is written after each model and scorer.
+
+    Args:
+        folders: model name -> folder with a manifest.
+        scorers: names (see ``open_scorer``) or scorers.
+        output_dir: gets the table.
+        first_prompts: leave out pictures of later prompts, which an earlier and longer run may have left.
+
+    Raises:
+        UserError: a folder has no manifest, a scorer is unknown, or a model has no picture that can be
+            scored.
+    """
+    path = Path(output_dir) / SCORES_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = _known(ScoreTable.read(path)) if path.is_file() else {}
+    manifests = {name: (Path(folder), _pictures(folder, first_prompts)) for name, folder in folders.items()}
+    rows: list[ScoreRow] = []
+    for spec in scorers:
+        scorer = open_scorer(spec, device)
+        for model, (folder, pictures) in manifests.items():
+            rows += _score_model(scorer, model, folder, pictures, known, batch_size)
+            ScoreTable.of(rows).write(path)
+    return ScoreTable.of(rows)
+
+
+def _pictures(folder: str | Path, first_prompts: int | None) -> list[Picture]:
+    pictures = read_manifest(folder)
+    return [picture for picture in pictures if first_prompts is None or picture.prompt_index < first_prompts]
+
+
+def _score_model(
+    scorer: Scorer, model: str, folder: Path, pictures: list[Picture], known: Known, batch_size: int
+) -> list[ScoreRow]:
+    encoded = [_read(folder / picture.file) for picture in pictures]
+    hashes = [hashlib.blake2b(data, digest_size=12).hexdigest() for data in encoded]
+    results: list[Mapping[str, float | None] | None] = [
+        known.get((digest, picture.prompt, scorer.name, scorer.version))
+        for digest, picture in zip(hashes, pictures, strict=True)
+    ]
+    missing = [index for index, result in enumerate(results) if result is None]
+    for start in range(0, len(missing), batch_size):
+        batch = missing[start : start + batch_size]
+        scores = _score_batch(scorer, [pictures[i].prompt for i in batch], [encoded[i] for i in batch])
+        for index, result in zip(batch, scores, strict=True):
+            results[index] = result
+    _report_missing(scorer, model, folder, results)
+    return [
+        ScoreRow(
+            model=model,
+            prompt_index=picture.prompt_index,
+            draw=picture.draw,
+            prompt=picture.prompt,
+            seed=picture.seed,
+            picture=digest,
+            scorer=scorer.name,
+            version=scorer.version,
+            dimension=dimension,
+            score=(result or {}).get(dimension),
+        )
+        for picture, digest, result in zip(pictures, hashes, results, strict=True)
+        for dimension in scorer.dimensions
+    ]
+
+
+def _score_batch(scorer: Scorer, prompts: list[str], encoded: list[bytes]) -> list[dict[str, float | None]]:
+    """dimension -> score per picture; all None for a picture that cannot be decoded."""
+    images = [_decode(data) for data in encoded]
+    usable = [index for index, image in enumerate(images) if image is not None]
+    results: list[dict[str, float | None]] = [dict.fromkeys(scorer.dimensions) for _ in images]
+    if not usable:
+        return results
+    scores = scorer.score([prompts[i] for i in usable], [images[i] for i in usable])
+    for dimension in scorer.dimensions:
+        values = np.asarray(scores[dimension], dtype=np.float64)
+        if values.shape != (len(usable),):
+            raise ValueError(f"{scorer.name} gave {values.shape} scores for {len(usable)} pictures")
+        for index, value in zip(usable, values, strict=True):
+            results[index][dimension] = float(value) if np.isfinite(value) else None
+    return results
+
+
+def _report_missing(scorer: Scorer, model: str, folder: Path, results: Sequence[Mapping | None]) -> None:
+    bad = sum(result is None or any(value is None for value in result.values()) for result in results)
+    if bad == len(results):
+        raise UserError(
+            f"No picture of {model} could be scored by {scorer.name}.",
+            f"{bad} pictures in {folder}",
+            "generate the pictures again with --overwrite",
+        )
+    if bad:
+        logger.warning("%d of %d pictures of %s have no score by %s", bad, len(results), model, scorer.name)
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _decode(data: bytes) -> Image.Image | None:
+    try:
+        return decode_image(data).convert("RGB")
+    except RewardModelError:
+        return None
+
+
+def _known(table: ScoreTable) -> Known:
+    known: dict[tuple[str, str, str, str], dict[str, float | None]] = {}
+    for row in table.rows:
+        if row.score is not None:
+            known.setdefault((row.picture, row.prompt, row.scorer, row.version), {})[row.dimension] = row.score
+    return known

@@ -1,0 +1,96 @@
+"""Judges behind one face: the oracle of the embedded world, or any reward model by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from t2i_align.errors import UserError
+
+
+class Scorer(Protocol):
+    """What the evaluation asks of a judge.
+
+    Attributes:
+        name, version: stand beside every score.
+        dimensions: what ``score`` returns; the first one is the overall verdict.
+    """
+
+    name: str
+    version: str
+    dimensions: tuple[str, ...]
+
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Mapping[str, np.ndarray]:
+        """dimension -> ``[N]`` scores, higher is better; NaN where a picture has none."""
+        ...
+
+
+class OracleScorer:
+    """Ground truth of the embedded world: overall first, then its dimensions."""
+
+    name = "oracle"
+
+    def __init__(self) -> None:
+        from t2i_align.shapes.oracle import Oracle
+
+        self._oracle = Oracle()
+        self.version = str(getattr(self._oracle, "version", "1"))
+        self.dimensions = ("overall", "semantic", "aesthetic", "detail")
+
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Mapping[str, np.ndarray]:
+        """See ``Scorer``."""
+        scores = self._oracle.score(list(prompts), list(images))
+        return {name: np.asarray(scores[name], dtype=np.float64) for name in self.dimensions}
+
+
+class RewardModelScorer:
+    """A scorer of ``reward_models``: one number per picture, called overall."""
+
+    dimensions = ("overall",)
+
+    def __init__(self, name: str, checkpoint: str | None, device: str | None) -> None:
+        import reward_models
+
+        options = {"checkpoint": checkpoint} if checkpoint else {}
+        self._scorer = reward_models.load(name, **options, **({"device": device} if device else {}))
+        self.name = str(self._scorer.name)
+        self.version = str(self._scorer.version)
+
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Mapping[str, np.ndarray]:
+        """See ``Scorer``."""
+        return {"overall": np.asarray(self._scorer.score(list(prompts), list(images)), dtype=np.float64)}
+
+
+BUILT_IN: dict[str, Callable[[], Scorer]] = {"oracle": OracleScorer}
+"""Judges that are not reward models."""
+
+
+def open_scorer(spec: str | Scorer, device: str | None = None) -> Scorer:
+    """A ready scorer from its name.
+
+    Args:
+        spec: ``oracle``, a reward model's name, ``name=checkpoint`` for one with weights of your own, or a
+            scorer.
+        device: for reward models.
+
+    Raises:
+        UserError: no such scorer.
+    """
+    if not isinstance(spec, str):
+        return spec
+    name, _, checkpoint = spec.partition("=")
+    if name in BUILT_IN:
+        if checkpoint:
+            raise UserError(f"The scorer {name} takes no checkpoint.", spec, f"ask for {name} alone")
+        return BUILT_IN[name]()
+    from reward_models.errors import RewardModelError
+
+    try:
+        return RewardModelScorer(name, checkpoint or None, device)
+    except RewardModelError as error:
+        raise UserError(
+            f"The scorer {name} cannot be used.", str(error), f"use {', '.join(BUILT_IN)} or a reward model"
+        ) from error
