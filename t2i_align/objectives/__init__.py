@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from t2i_align.objectives.config import ObjectiveConfig, build, resolve
+    from t2i_align.objectives.listing import PresetRow, describe, list_presets
     from t2i_align.objectives.objective import Objective
     from t2i_align.objectives.types import ObjectiveOutput, PairErrors, snr_table
 
@@ -17,12 +18,26 @@ _HOMES = {
     "ObjectiveConfig": "config",
     "build": "config",
     "resolve": "config",
+    "PresetRow": "listing",
+    "describe": "listing",
+    "list_presets": "listing",
     "Objective": "objective",
     "ObjectiveOutput": "types",
     "PairErrors": "types",
     "snr_table": "types",
 }
-__all__ = ["Objective", "ObjectiveConfig", "ObjectiveOutput", "PairErrors", "build", "resolve", "snr_table"]
+__all__ = [
+    "Objective",
+    "ObjectiveConfig",
+    "ObjectiveOutput",
+    "PairErrors",
+    "PresetRow",
+    "build",
+    "describe",
+    "list_presets",
+    "resolve",
+    "snr_table",
+]
 
 
 def __getattr__(name: str) -> Any:

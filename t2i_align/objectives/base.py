@@ -40,9 +40,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"choose one of: {', '.join(names)}"
 
 
-def choose(
-    slot: str, choices: Mapping[str, type[Choice]], value: Any, current: Choice | None = None
-) -> Choice:
+def choose(slot: str, choices: Mapping[str, type[Choice]], value: Any, current: Choice | None = None) -> Choice:
     """The configured choice that ``value`` asks for.
 
     Args:
@@ -96,6 +94,4 @@ def _configure(slot: str, choice: type[Choice], options: Mapping[str, Any]) -> C
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "options"
         message = first["msg"].removeprefix("Value error, ")
-        raise UserError(
-            f"{label}: bad value for {where}", found=repr(first.get("input")), fix=message
-        ) from error
+        raise UserError(f"{label}: bad value for {where}", found=repr(first.get("input")), fix=message) from error

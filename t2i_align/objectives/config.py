@@ -46,9 +46,7 @@ class ObjectiveConfig(BaseModel):
     preset: str = Field(description="published objective to start from; t2i-align objectives list shows them")
     latents: SlotValue = Field(default=None, description=f"noisy latents: {', '.join(LATENTS)}")
     error: SlotValue = Field(default=None, description=f"error metric: {', '.join(ERRORS)}")
-    timestep: SlotValue = Field(
-        default=None, description=f"timestep distribution and weight: {', '.join(TIMESTEPS)}"
-    )
+    timestep: SlotValue = Field(default=None, description=f"timestep distribution and weight: {', '.join(TIMESTEPS)}")
     logit: SlotValue = Field(default=None, description=f"from errors to a logit: {', '.join(LOGITS)}")
     link: SlotValue = Field(default=None, description=f"from a logit to a loss: {', '.join(LINKS)}")
     weight: SlotValue = Field(default=None, description=f"weight of each item: {', '.join(WEIGHTS)}")
@@ -97,9 +95,7 @@ def resolve(config: ObjectiveConfig | Mapping[str, Any]) -> Objective:
 
 def _reader_of(option: str, slots: Mapping[str, Any], preset: str) -> str:
     """The one slot whose choice has this option."""
-    readers = [
-        slot for slot, choice in slots.items() if option != "name" and option in type(choice).model_fields
-    ]
+    readers = [slot for slot, choice in slots.items() if option != "name" and option in type(choice).model_fields]
     if len(readers) == 1:
         return readers[0]
     if readers:
@@ -146,7 +142,11 @@ def _check_combination(slots: Mapping[str, Any]) -> None:
             found=f"reference: {names['reference']}",
             fix="leave reference out",
         )
-    if logit.input_layout == "single" and isinstance(slots["anchor"], NoAnchor):
+    if logit.input_layout not in slots["weight"].layouts:
         raise UserError(
-            "nothing is trained: no preference term and no anchor", fix="use anchor: winner, or a logit"
+            f"weight {names['weight']!r} is not defined on the input of logit {names['logit']!r}",
+            found=f"layout: {logit.input_layout}",
+            fix="use weight: none, or another logit",
         )
+    if logit.input_layout == "single" and isinstance(slots["anchor"], NoAnchor):
+        raise UserError("nothing is trained: no preference term and no anchor", fix="use anchor: winner, or a logit")

@@ -63,9 +63,7 @@ def mean_squared_error(prediction: Tensor, target: Tensor, mask: Tensor | None =
 class PredictionError(ErrorMetric):
     """Squared error of whatever the checkpoint predicts: noise, velocity or clean latents."""
 
-    formula = (
-        "e = mean (f(x_t, t, c) - y)^2 over all non-batch dimensions, y by the checkpoint's prediction type"
-    )
+    formula = "e = mean (f(x_t, t, c) - y)^2 over all non-batch dimensions, y by the checkpoint's prediction type"
     paper = "Diffusion-DPO, arXiv 2311.12908"
     name: Literal["prediction"] = "prediction"
 

@@ -107,9 +107,7 @@ class Objective:
     @property
     def config(self) -> dict[str, Any]:
         """Every slot with every option; ``resolve(objective.config)`` gives the same objective."""
-        return {"preset": self.name} | {
-            slot: getattr(self.slots, slot).model_dump(mode="json") for slot in SLOT_NAMES
-        }
+        return {"preset": self.name} | {slot: getattr(self.slots, slot).model_dump(mode="json") for slot in SLOT_NAMES}
 
     @cached_property
     def value_at_init(self) -> float | None:
@@ -122,9 +120,7 @@ class Objective:
         loser = error if self.needs_loser else None
         time = torch.zeros(1, dtype=torch.long)
         snr = torch.ones(2, dtype=torch.float64)
-        record = PairErrors(
-            error, loser, error, loser, timesteps=time, snr=snr * torch.tensor([1.0, 2.0]), max_steps=1
-        )
+        record = PairErrors(error, loser, error, loser, timesteps=time, snr=snr * torch.tensor([1.0, 2.0]), max_steps=1)
         return float(self(record).loss[0])
 
     def check_model(self, num_timesteps: int, snr: Tensor) -> None:

@@ -27,9 +27,7 @@ Step = Annotated[int, Field(ge=0)]
 class Timestep(Choice):
     """Base of the slot."""
 
-    weighting: Weighting = Field(
-        default_factory=NoTimestepWeight, description="weight of the errors by noise level"
-    )
+    weighting: Weighting = Field(default_factory=NoTimestepWeight, description="weight of the errors by noise level")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -53,9 +51,7 @@ class Timestep(Choice):
         """Long ``[B]`` of timesteps, one per item; ``epoch`` is one number or one per item."""
         self.check_range(num_timesteps)
         epochs = [epoch] * len(ids) if isinstance(epoch, int) else epoch
-        uniforms = [
-            addressed_uniform(seed, "timestep", e, item, draw) for item, e in zip(ids, epochs, strict=True)
-        ]
+        uniforms = [addressed_uniform(seed, "timestep", e, item, draw) for item, e in zip(ids, epochs, strict=True)]
         return torch.tensor([self.pick(u, num_timesteps) for u in uniforms], dtype=torch.long)
 
     def weights(self, inputs: PairErrors) -> Tensor | None:
@@ -112,9 +108,7 @@ class Listed(Timestep):
     @model_validator(mode="after")
     def _one_each(self) -> Listed:
         if self.probabilities is not None and len(self.probabilities) != len(self.timesteps):
-            raise ValueError(
-                f"give one probability per timestep: {len(self.timesteps)}, got {len(self.probabilities)}"
-            )
+            raise ValueError(f"give one probability per timestep: {len(self.timesteps)}, got {len(self.probabilities)}")
         if self.probabilities is not None:
             _require_positive_sum(self.probabilities)
         return self

@@ -47,7 +47,8 @@ class PairErrors:
         num_timesteps: T of the training schedule.
         step, max_steps: optimiser step and budget, for schedules over training.
         gather: ``[B] -> [P * B]`` over the P processes, for statistics that cross the batch; None with one
-            process.
+            process. Every process must hold the same B.
+        process_index: which B of the gathered ones are this process's.
     """
 
     policy_winner: Tensor
@@ -67,6 +68,7 @@ class PairErrors:
     step: int = 0
     max_steps: int | None = None
     gather: Gather | None = None
+    process_index: int = 0
 
     def __post_init__(self) -> None:
         """Raise ValueError on half-precision errors or on per-item tensors that do not match
@@ -77,9 +79,7 @@ class PairErrors:
             if value is None:
                 continue
             if value.dtype not in (torch.float32, torch.float64):
-                raise ValueError(
-                    f"{name} must be float32 (reduce squared errors in float32), got {value.dtype}"
-                )
+                raise ValueError(f"{name} must be float32 (reduce squared errors in float32), got {value.dtype}")
             if value.dim() not in (1, 2) or value.shape != first.shape:
                 raise ValueError(f"{name} must be [B] or [B, K] like policy_winner, got {list(value.shape)}")
         for name in ("timesteps", "weights", "labels", "frequencies", "difficulty"):
@@ -118,18 +118,14 @@ class PairErrors:
         margins = self.margins
         if margins is None or (isinstance(margins, Tensor) and name is not None):
             found = "no margins" if margins is None else "one margin without a name"
-            raise UserError(
-                f"the objective reads the reward margin {name or ''!r}", found, "add it to the data"
-            )
+            raise UserError(f"the objective reads the reward margin {name or ''!r}", found, "add it to the data")
         if isinstance(margins, Tensor):
             return margins
         if name is None and len(margins) == 1:
             return next(iter(margins.values()))
         if name is None or name not in margins:
             raise UserError(
-                "the objective must be told which reward margin to read"
-                if name is None
-                else "unknown reward margin",
+                "the objective must be told which reward margin to read" if name is None else "unknown reward margin",
                 found=f"{name!r}; the data hold: {', '.join(margins) or 'none'}",
                 fix="name one of them in the slot that reads margins",
             )

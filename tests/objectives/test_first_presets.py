@@ -65,9 +65,7 @@ def test_sft_is_the_winners_error() -> None:
 
 
 def test_resolved_config_resolves_to_the_same_objective() -> None:
-    objective = build(
-        "dpo", beta=2000, timestep={"name": "range", "low": 0, "high": 500, "weighting": "min_snr"}
-    )
+    objective = build("dpo", beta=2000, timestep={"name": "range", "low": 0, "high": 500, "weighting": "min_snr"})
     assert resolve(ObjectiveConfig(**objective.config)) == objective
 
 

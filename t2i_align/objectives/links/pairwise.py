@@ -45,9 +45,7 @@ class Robust(Link):
     formula = "[(1-q) sp(-z) - q sp(z)] / (1-2q)"
     paper = "rDPO, arXiv 2403.00409"
     name: Literal["robust"] = "robust"
-    label_smoothing: float = Field(
-        default=0.1, ge=0, lt=0.5, description="q, probability that a label was flipped"
-    )
+    label_smoothing: float = Field(default=0.1, ge=0, lt=0.5, description="q, probability that a label was flipped")
 
     def __call__(self, terms: Terms, inputs: PairErrors) -> Tensor:
         q = self.label_smoothing
@@ -85,9 +83,7 @@ class Exo(Link):
     formula = "s(z) [log s(z) - log(1-q)] + s(-z) [log s(-z) - log q]"
     paper = "EXO, arXiv 2402.00856"
     name: Literal["exo"] = "exo"
-    label_smoothing: float = Field(
-        default=1e-3, gt=0, lt=0.5, description="q, must be positive: log q enters the loss"
-    )
+    label_smoothing: float = Field(default=1e-3, gt=0, lt=0.5, description="q, must be positive: log q enters the loss")
 
     def __call__(self, terms: Terms, inputs: PairErrors) -> Tensor:
         z, q = terms.logit, self.label_smoothing

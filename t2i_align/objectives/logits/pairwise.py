@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn.functional import softplus
 
 from t2i_align.objectives.logits.base import Logit, Terms
 from t2i_align.objectives.types import PairErrors
@@ -81,12 +83,8 @@ class SmoothedByScore(Logit):
     name: Literal["smoothed_by_score"] = "smoothed_by_score"
     beta: float = Field(default=2000.0, gt=0, description="k = beta/2 on mean errors")
     gamma: float = Field(default=10.0, gt=0, description="gain on the signed confidence 2p - 1")
-    score_range: float = Field(
-        default=1.0, gt=0, description="max - min of the reward model's scores over the data"
-    )
-    margin: str | None = Field(
-        default=None, description="name of the margin to use where the data hold several"
-    )
+    score_range: float = Field(default=1.0, gt=0, description="max - min of the reward model's scores over the data")
+    margin: str | None = Field(default=None, description="name of the margin to use where the data hold several")
 
     def __call__(self, inputs: PairErrors) -> Terms:
         winner, loser = self._rewards(inputs)
@@ -102,9 +100,7 @@ class MultiObjective(Logit):
     reads = frozenset({"margins"})
     name: Literal["multi_objective"] = "multi_objective"
     beta: float = Field(default=5000.0, gt=0, description="k = beta/2 on mean errors")
-    preference_weight: float = Field(
-        default=1.0, gt=0, le=1, description="w_0, weight of the labels' preference"
-    )
+    preference_weight: float = Field(default=1.0, gt=0, le=1, description="w_0, weight of the labels' preference")
     margin_weights: dict[str, float] = Field(
         default_factory=dict,
         description="w_j by margin name; empty needs exactly one margin, weighted 1 - w_0",
@@ -117,3 +113,30 @@ class MultiObjective(Logit):
         ]
         others = torch.stack([weight * inputs.margin(name) for name, weight in weighted]).sum(0)
         return Terms((winner - loser - others) / self.preference_weight, winner, loser)
+
+
+class Divergence(Logit):
+    """Log-ratios bent by the f-divergence that ties policy to reference; reverse KL would be ``full``."""
+
+    formula = "z = beta [f(c_w) - f(c_l)], c = (r - e)/2; f: -exp(-c), -sp(-c) or exp((a-1) c)/(a-1)"
+    paper = "f-DPO, arXiv 2309.16240"
+    name: Literal["divergence"] = "divergence"
+    beta: float = Field(default=5000.0, gt=0, description="beta on log-ratios c = (r - e)/2, k = beta/2")
+    divergence: Literal["forward_kl", "js", "alpha"] = Field(default="js", description="which f-divergence")
+    alpha: float | None = Field(default=None, gt=0, lt=1, description="a, for divergence: alpha only")
+
+    @model_validator(mode="after")
+    def _alpha_where_read(self) -> Divergence:
+        if (self.alpha is None) == (self.divergence == "alpha"):
+            raise ValueError("give alpha with divergence: alpha, and with no other")
+        return self
+
+    def __call__(self, inputs: PairErrors) -> Terms:
+        winner = self.beta * self._bend((inputs.r_w - inputs.e_w) / 2.0)
+        loser = self.beta * self._bend((inputs.r_l - inputs.e_l) / 2.0)
+        return Terms(winner - loser, winner, loser)
+
+    def _bend(self, log_ratio: Tensor) -> Tensor:
+        if self.alpha is not None:
+            return torch.exp((self.alpha - 1.0) * log_ratio) / (self.alpha - 1.0)
+        return -torch.exp(-log_ratio) if self.divergence == "forward_kl" else -softplus(-log_ratio)
