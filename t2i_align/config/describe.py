@@ -24,9 +24,7 @@ def describe(prefix: str = "") -> str:
     known = keys()
     if prefix and prefix not in known:
         sections = ", ".join(key.path for key in known.values() if key.is_section)
-        raise UserError(
-            "no configuration key has this path", repr(prefix), f"a section or key of: {sections}"
-        )
+        raise UserError("no configuration key has this path", repr(prefix), f"a section or key of: {sections}")
     if prefix and not known[prefix].is_section:
         return "\n".join(_key(known[prefix]))
     return "\n".join(line for section in _sections(prefix) for line in _section(section)).strip("\n")

@@ -111,14 +111,19 @@ def _bounds(schema: Mapping[str, Any]) -> str:
 def nearest_key(path: str) -> str | None:
     """The valid path that was most likely meant by an unknown one, or None when nothing is near.
 
-    The same section is tried first; then the same name in another section (``training.resolution`` is
+    The same section is tried first, by spelling and by words (``validation.seed`` is
+    ``validation.validation_seed``); then the same name elsewhere (``training.resolution`` is
     ``data.resolution``).
     """
     known = keys()
     section, _, name = path.rpartition(".")
     siblings = [key.name for key in known.values() if key.section == section]
     close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.7)
+    if not close:
+        words = set(name.split("_"))
+        holders = [sibling for sibling in siblings if words <= set(sibling.split("_"))]
+        close = holders if len(holders) == 1 else []
     if close:
         return f"{section}.{close[0]}" if section else close[0]
-    moved = difflib.get_close_matches(name, [key.name for key in known.values()], n=1, cutoff=0.8)
+    moved = difflib.get_close_matches(name, [key.name for key in known.values()], n=1, cutoff=0.75)
     return next((key.path for key in known.values() if key.name in moved), None)

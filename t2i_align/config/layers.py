@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from t2i_align.errors import UserError
@@ -65,16 +65,14 @@ def file_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
     """The file's own layer, after those of the files it extends (a path or a list, relative to the file)."""
     if path.resolve() in (seen.resolve() for seen in chain):
         cycle = " -> ".join(str(seen) for seen in (*chain, path))
-        raise UserError(
-            "configuration files extend each other in a circle", cycle, "remove one of the extends lines"
-        )
+        raise UserError("configuration files extend each other in a circle", cycle, "remove one of the extends lines")
     layer = read_file(path, chain)
-    parents = layer.values.pop(EXTENDS, None)
-    parents = [parents] if isinstance(parents, str) else list(parents or [])
+    named = layer.values.pop(EXTENDS, None)
+    parents = list(named) if isinstance(named, ListConfig) else [] if named is None else [named]
     if not all(isinstance(parent, str) for parent in parents):
         raise UserError(
             f"{EXTENDS} must be a path or a list of paths",
-            found=f"{parents!r} ({layer.places.get(EXTENDS, path)})",
+            found=f"{named} ({layer.places.get(EXTENDS, path)})",
             fix=f"write {EXTENDS}: ../base/common.yaml, relative to {path}",
         )
     below = [found for parent in parents for found in file_layers(path.parent / parent, (*chain, path))]
@@ -105,9 +103,7 @@ def read_file(path: Path, chain: Sequence[Path] = ()) -> Layer:
     if node is None:
         return Layer(OmegaConf.create({}), {})
     if not isinstance(node, yaml.MappingNode) or not isinstance(values, DictConfig):
-        raise UserError(
-            f"{path}: the file must be a mapping of sections", text.strip()[:80], "start with `model:`"
-        )
+        raise UserError(f"{path}: the file must be a mapping of sections", text.strip()[:80], "start with `model:`")
     return Layer(values, {dotted: f"{path}:{line}" for dotted, line in _lines(node, "")})
 
 

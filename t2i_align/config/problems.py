@@ -82,16 +82,10 @@ def _unknown(path: str, value: Any) -> Problem:
     section = path.rpartition(".")[0]
     near = nearest_key(path)
     if near is not None:
-        where = (
-            ""
-            if near.rpartition(".")[0] == section
-            else f" (section {near.rpartition('.')[0] or 'top level'})"
-        )
+        where = "" if near.rpartition(".")[0] == section else f" (section {near.rpartition('.')[0] or 'top level'})"
         return Problem(path, "unknown key", in_words(value), f"did you mean {near}?{where}")
     valid = ", ".join(key.name for key in keys().values() if key.section == section)
-    return Problem(
-        path, "unknown key", in_words(value), f"remove it; {section or 'the top level'} has: {valid}"
-    )
+    return Problem(path, "unknown key", in_words(value), f"remove it; {section or 'the top level'} has: {valid}")
 
 
 def _known(path: str) -> Key | None:
@@ -107,7 +101,8 @@ def _near_choice(key: Key, value: Any) -> str | None:
     """The allowed word that resembles a misspelt one."""
     if " | " not in key.type or not isinstance(value, str):
         return None
-    close = difflib.get_close_matches(value, key.type.split(" or ")[0].split(" | "), n=1, cutoff=0.5)
+    words = key.type.removeprefix("list of ").split(" or ")[0].split(" | ")
+    close = difflib.get_close_matches(value, words, n=1, cutoff=0.5)
     return close[0] if close else None
 
 

@@ -61,34 +61,22 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Where pairs come from and how pictures become tensors."""
 
-    source: str = Field(
-        description="parquet file or folder, HF dataset folder or hub id, JSONL file, or shapes:pairs"
-    )
+    source: str = Field(description="parquet file or folder, HF dataset folder or hub id, JSONL file, or shapes:pairs")
     format: Literal["auto", "pickapic", "jsonl", "ranked"] = Field(
         "auto", description="record layout; auto looks at it"
     )
     split: str = Field("train", description="split of a hub dataset or dataset folder")
     heldout_source: str | None = Field(None, description="pairs kept out of training, for implicit accuracy")
     heldout_split: str = Field("validation", description="split used with heldout_source")
-    heldout_fraction: float = Field(
-        0.0, ge=0.0, lt=1.0, description="share of the source's prompts held out instead"
-    )
-    ties: Literal["drop", "soft", "coin", "zero_weight"] = Field(
-        "drop", description="what a label of 0.5 becomes"
-    )
+    heldout_fraction: float = Field(0.0, ge=0.0, lt=1.0, description="share of the source's prompts held out instead")
+    ties: Literal["drop", "soft", "coin", "zero_weight"] = Field("drop", description="what a label of 0.5 becomes")
     resolution: PositiveInt = Field(description="side of the square training picture in pixels")
-    center_crop: bool = Field(
-        True, description="centre crop; false: addressed random crop shared by the pair"
-    )
+    center_crop: bool = Field(True, description="centre crop; false: addressed random crop shared by the pair")
     random_flip: bool = Field(False, description="horizontal flip with probability 1/2, shared by the pair")
     max_pairs: PositiveInt | None = Field(None, description="use only the first n usable pairs")
-    shuffle_labels: bool = Field(
-        False, description="control: labels drawn by fair coin; nothing should be learnt"
-    )
+    shuffle_labels: bool = Field(False, description="control: labels drawn by fair coin; nothing should be learnt")
     proportion_empty_prompts: Probability = Field(0.0, description="caption dropout, one draw per pair")
-    cache_dir: str | None = Field(
-        None, description="encoded latents and prompts; null: encode live images every step"
-    )
+    cache_dir: str | None = Field(None, description="encoded latents and prompts; null: encode live images every step")
     dataloader_num_workers: NonNegativeInt = Field(0, description="worker processes that decode pictures")
 
 
@@ -107,15 +95,11 @@ class TrainingConfig(Section):
     gradient_accumulation_steps: PositiveInt = Field(1, description="micro-steps per optimiser step")
     max_train_steps: NonNegativeInt = Field(description="optimiser steps")
     learning_rate: float = Field(ge=0.0, description="absolute learning rate at the optimiser")
-    scale_lr: bool = Field(
-        False, description="multiply learning_rate by the effective batch in pairs; printed"
-    )
+    scale_lr: bool = Field(False, description="multiply learning_rate by the effective batch in pairs; printed")
     lr_scheduler: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
     ] = Field("constant_with_warmup", description="learning-rate schedule, by its diffusers name")
-    lr_warmup_steps: NonNegativeInt = Field(
-        0, description="in optimiser steps, whatever the number of processes"
-    )
+    lr_warmup_steps: NonNegativeInt = Field(0, description="in optimiser steps, whatever the number of processes")
     optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field(
         "adamw",
         description="adamw_8bit needs bitsandbytes and CUDA; adafactor runs with an absolute learning rate",
@@ -130,12 +114,8 @@ class TrainingConfig(Section):
     )
     allow_tf32: bool = Field(False, description="TensorFloat-32 matrix products on CUDA")
     ema: EmaConfig = Field(default_factory=EmaConfig)
-    checkpointing_steps: PositiveInt = Field(
-        500, description="write a resumable checkpoint every n optimiser steps"
-    )
-    checkpoints_total_limit: PositiveInt | None = Field(
-        None, description="keep only the newest n; null keeps all"
-    )
+    checkpointing_steps: PositiveInt = Field(500, description="write a resumable checkpoint every n optimiser steps")
+    checkpoints_total_limit: PositiveInt | None = Field(None, description="keep only the newest n; null keeps all")
     resume_from_checkpoint: str | None = Field(None, description="latest, or a checkpoint-N folder")
     logging_steps: PositiveInt = Field(1, description="write metrics every n optimiser steps")
 
@@ -150,16 +130,10 @@ class ValidationConfig(Section):
     """Pictures and held-out accuracy during training."""
 
     validation_prompts: list[str] = Field([], description="one picture each in every sample grid")
-    validation_steps: PositiveInt | None = Field(
-        None, description="every n optimiser steps; null: only at the end"
-    )
+    validation_steps: PositiveInt | None = Field(None, description="every n optimiser steps; null: only at the end")
     num_inference_steps: PositiveInt = Field(25, description="denoising steps per picture")
-    guidance_scale: float = Field(
-        5.0, ge=0.0, description="classifier-free guidance; 1 and below turn it off"
-    )
-    validation_seed: NonNegativeInt = Field(
-        0, description="of the initial noise, the same at every validation"
-    )
+    guidance_scale: float = Field(5.0, ge=0.0, description="classifier-free guidance; 1 and below turn it off")
+    validation_seed: NonNegativeInt = Field(0, description="of the initial noise, the same at every validation")
     heldout_pairs: PositiveInt = Field(256, description="held-out pairs used for implicit accuracy, at most")
     heldout_draws: PositiveInt = Field(4, description="(timestep, noise) draws per held-out pair")
 
@@ -176,9 +150,7 @@ class RunConfig(Section):
 
     output_dir: str = Field(description="run folder")
     seed: NonNegativeInt = Field(0, description="of everything random; draws are addressed, not streamed")
-    report_to: list[Tracker] = Field(
-        ["tensorboard"], description="trackers fed beside metrics.jsonl; may be empty"
-    )
+    report_to: list[Tracker] = Field(["tensorboard"], description="trackers fed beside metrics.jsonl; may be empty")
     model: ModelConfig
     data: DataConfig
     objective: ObjectiveConfig
