@@ -1,7 +1,8 @@
 """From files and command-line overrides to one plain mapping, remembering where each value came from.
 
 A layer is one YAML file of the ``extends:`` chain or the overrides; a later layer wins key by key, lists as a
-whole.
+whole. A layer that names another ``objective.preset`` starts that section afresh: options of the earlier objective,
+such as its ``beta``, mean something else to the new one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from t2i_align.errors import UserError
 
 EXTENDS = "extends"
+OBJECTIVE = "objective"
 COMMAND_LINE = "command line"
 
 
@@ -43,11 +45,14 @@ def merge(path: str | Path, overrides: Sequence[str] = ()) -> Merged:
     Raises:
         UserError: missing or malformed file, cycle of ``extends``, malformed override or interpolation.
     """
-    layers = [*file_layers(Path(path)), override_layer(overrides)]
+    merged = OmegaConf.create({})
     places: dict[str, str] = {}
-    for layer in layers:
+    for layer in [*file_layers(Path(path)), override_layer(overrides)]:
+        if _names_another_preset(layer.values, merged):
+            del merged[OBJECTIVE]
+            places = {key: place for key, place in places.items() if key.split(".")[0] != OBJECTIVE}
+        merged.merge_with(layer.values)
         places.update(layer.places)
-    merged = OmegaConf.merge(*(layer.values for layer in layers))
     try:
         values = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
@@ -59,6 +64,11 @@ def merge(path: str | Path, overrides: Sequence[str] = ()) -> Merged:
         ) from error
     assert isinstance(values, dict)
     return Merged({str(key): value for key, value in values.items()}, places)
+
+
+def _names_another_preset(above: DictConfig, below: DictConfig) -> bool:
+    presets = [OmegaConf.select(values, f"{OBJECTIVE}.preset") for values in (above, below)]
+    return None not in presets and presets[0] != presets[1]
 
 
 def file_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:

@@ -22,6 +22,15 @@ def test_several_parents_apply_in_order(write: WriteConfig) -> None:
     assert merge(child).values == {"a": 1, "b": 2, "c": 3}
 
 
+def test_another_preset_starts_the_objective_afresh(write: WriteConfig) -> None:
+    write("objective: {preset: dpo, beta: 2000, link: hinge}\n", "dpo.yaml")
+    child = write("extends: dpo.yaml\nobjective: {preset: mapo}\n")
+    assert merge(child).values["objective"] == {"preset": "mapo"}
+    assert merge(child, ["objective.beta=8"]).values["objective"] == {"preset": "mapo", "beta": 8}
+    same = merge(child.with_name("dpo.yaml"), ["objective.preset=dpo", "objective.beta=5"])
+    assert same.values["objective"] == {"preset": "dpo", "beta": 5, "link": "hinge"}
+
+
 def test_extends_is_relative_to_the_file_that_says_it(write: WriteConfig) -> None:
     write("a: 1\n", "base/root.yaml")
     write("extends: ../base/root.yaml\nb: 2\n", "models/big.yaml")
