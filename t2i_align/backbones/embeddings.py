@@ -24,9 +24,7 @@ class PromptEmbeddings:
     def __len__(self) -> int:
         return self.hidden.shape[0]
 
-    def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> PromptEmbeddings:
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PromptEmbeddings:
         """The same prompts on another device or in another dtype."""
         return self._map(lambda tensor: tensor.to(device=device, dtype=dtype))
 

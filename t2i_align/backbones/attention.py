@@ -1,0 +1,94 @@
+"""Which attention kernels the denoiser uses, and why; and regional compilation."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from typing import Literal
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+
+from t2i_align.errors import UserError
+
+Request = Literal["auto", "xformers", "sdpa"]
+
+
+def apply_attention(
+    unet: UNet2DConditionModel, request: Request, device: torch.device, dtype: torch.dtype, compiled: bool
+) -> str:
+    """Set the attention kernels of `unet` and say in one sentence which were chosen and why.
+
+    PyTorch's scaled_dot_product_attention (sdpa) is what diffusers uses by itself. ``auto`` measures nothing: it takes
+    xformers where its kernels run in half precision on CUDA and nothing is compiled, and sdpa otherwise.
+
+    Raises:
+        UserError: xformers was asked for and cannot run here.
+    """
+    obstacle = xformers_obstacle(unet, device, dtype) if request != "sdpa" else None
+    if request == "xformers":
+        if obstacle is not None:
+            raise UserError(
+                "model.attention: xformers cannot run here.",
+                obstacle,
+                "set model.attention: sdpa (or auto, which explains its choice)",
+            )
+        unet.enable_xformers_memory_efficient_attention()
+        return "xformers, as configured"
+    if request == "sdpa":
+        return "PyTorch sdpa, as configured"
+    if obstacle is None and dtype == torch.float32:
+        obstacle = "in float32 xformers has no advantage"
+    if obstacle is None and compiled:
+        obstacle = "torch.compile fuses around sdpa but not around xformers kernels"
+    if obstacle is not None:
+        return f"PyTorch sdpa, chosen by auto because {obstacle}"
+    unet.enable_xformers_memory_efficient_attention()
+    return f"xformers, chosen by auto because its kernels run here in {_short(dtype)}"
+
+
+def xformers_obstacle(unet: UNet2DConditionModel, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why xformers cannot serve this network on this device in this dtype, or None if it can."""
+    if device.type != "cuda":
+        return f"xformers needs a CUDA device and the device is {device.type}"
+    if importlib.util.find_spec("xformers") is None:
+        return "xformers is not installed (pip install t2i_align[xformers])"
+    try:
+        from xformers.ops import memory_efficient_attention
+
+        for width in head_widths(unet):
+            query = torch.zeros(1, 16, 1, width, device=device, dtype=dtype, requires_grad=True)
+            memory_efficient_attention(query, query, query).sum().backward()
+    except (NotImplementedError, RuntimeError, ValueError, ImportError, OSError) as error:
+        reason = str(error).strip().splitlines()
+        return f"xformers has no kernel for {_short(dtype)} here ({reason[0] if reason else type(error).__name__})"
+    return None
+
+
+def head_widths(unet: UNet2DConditionModel) -> list[int]:
+    """Channels per attention head that occur in the network."""
+    return sorted({module.inner_dim // module.heads for module in unet.modules() if isinstance(module, Attention)})
+
+
+def compile_blocks(unet: UNet2DConditionModel, device: torch.device, backend: str = "inductor") -> None:
+    """Compile the repeated transformer blocks in place (regional compilation: minutes less than the whole network).
+
+    Parameter names do not change. The first step of each shape, and the first reference pass, compile.
+
+    Raises:
+        UserError: on a CPU without a C++ compiler, which the inductor backend calls.
+    """
+    candidates = [os.environ.get("CXX", "g++"), "g++", "clang++"]
+    if backend == "inductor" and device.type == "cpu" and not any(map(shutil.which, candidates)):
+        raise UserError(
+            "model.compile needs a C++ compiler on the CPU.",
+            "neither g++ nor clang++ on the PATH",
+            "install one, or set model.compile: false",
+        )
+    unet.compile_repeated_blocks(backend=backend)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,115 @@
+"""From what the user wrote (folder, hub id, built-in address) to a local folder in the diffusers layout."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from t2i_align.errors import UserError
+
+BUILT_IN = "shapes:"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+MODEL_INDEX = "model_index.json"
+
+
+def resolve_folder(
+    name: str, supported: tuple[str, ...], revision: str | None = None, variant: str | None = None
+) -> Path:
+    """The local folder of a pipeline, downloaded from the hub if it is not there yet.
+
+    Args:
+        name: folder, hub id, or a built-in address such as ``shapes:base``.
+        supported: pipeline class names; anything else is refused before it is downloaded.
+        revision: hub revision.
+        variant: file variant, such as fp16, to download.
+
+    Raises:
+        UserError: no such folder, not a diffusers folder, unsupported class, or the hub did not deliver.
+    """
+    if name.startswith(BUILT_IN):
+        from t2i_align.shapes.assets import resolve
+
+        name = str(resolve(name))
+    folder = Path(name).expanduser()
+    if folder.exists():
+        check_pipeline_class(read_model_index(folder), supported, name)
+        return folder
+    if not HUB_ID.fullmatch(name):
+        raise UserError(
+            "The model folder does not exist.",
+            str(folder),
+            "give a folder with a model_index.json, a hub id (owner/name), or shapes:base",
+        )
+    return _download(name, supported, revision, variant)
+
+
+def read_model_index(folder: Path) -> dict[str, Any]:
+    """The parsed ``model_index.json`` of a pipeline folder.
+
+    Raises:
+        UserError: the path is a file, or the folder is not in the diffusers layout.
+    """
+    if folder.is_file():
+        raise UserError(
+            "The model is a file; a folder in the diffusers layout is needed.",
+            str(folder),
+            "convert it once: StableDiffusionXLPipeline.from_single_file(FILE).save_pretrained(FOLDER)",
+        )
+    path = folder / MODEL_INDEX
+    if not path.is_file():
+        inside = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+        raise UserError(
+            f"The model folder has no {MODEL_INDEX}, so it is not a diffusers pipeline.",
+            f"{folder} holds {inside}",
+            "point to the folder that pipe.save_pretrained wrote",
+        )
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UserError: unreadable or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError("A model configuration file cannot be read.", f"{path}: {error}", "copy it again") from error
+    if not isinstance(value, dict):
+        raise UserError("A model configuration file is not a JSON object.", str(path), "copy it again")
+    return value
+
+
+def check_pipeline_class(model_index: dict[str, Any], supported: tuple[str, ...], name: str) -> str:
+    """The pipeline class name of a model, if it is one of `supported`.
+
+    Raises:
+        UserError: another class.
+    """
+    found = str(model_index.get("_class_name"))
+    if found not in supported:
+        raise UserError(
+            f"The pipeline class {found} is not supported.",
+            name,
+            f"use a checkpoint of one of: {', '.join(supported)}",
+        )
+    return found
+
+
+def _download(name: str, supported: tuple[str, ...], revision: str | None, variant: str | None) -> Path:
+    from diffusers import DiffusionPipeline
+
+    try:
+        model_index = DiffusionPipeline.load_config(name, revision=revision)
+        check_pipeline_class(dict(model_index), supported, name)
+        return Path(DiffusionPipeline.download(name, revision=revision, variant=variant))
+    except (OSError, ValueError) as error:  # every hub error is one of the two
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            "The model is neither a local folder nor available from the hub.",
+            f"{name}{f' at {revision}' if revision else ''}{f', variant {variant}' if variant else ''}: {reason}",
+            "check the spelling, the network and your access rights, or download it and give the folder",
+        ) from error

@@ -1,0 +1,155 @@
+"""``load_backbone``: find the checkpoint, check it, load it, make it trainable."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL, DiffusionPipeline
+from safetensors import SafetensorError
+
+from t2i_align.backbones.base import Backbone
+from t2i_align.backbones.codec import codec_dtype
+from t2i_align.backbones.fit import IGNORED, check_component, check_pipeline_weights
+from t2i_align.backbones.folders import MODEL_INDEX, read_json, read_model_index, resolve_folder
+from t2i_align.backbones.stable_diffusion import StableDiffusion
+from t2i_align.backbones.stable_diffusion_xl import StableDiffusionXL
+from t2i_align.config.schema import ModelConfig
+from t2i_align.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# Pipeline class name in model_index.json -> adapter.
+BACKBONES: dict[str, type[Backbone]] = {
+    "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
+}
+
+
+def load_backbone(
+    config: ModelConfig,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    *,
+    needs_reference: bool = True,
+    encoders_only: bool = False,
+) -> Backbone:
+    """Load what is denoised and prepare it for training.
+
+    Args:
+        config: the ``model`` section of a run.
+        device: where it runs.
+        dtype: compute precision; frozen weights are stored in it, trained ones in float32.
+        needs_reference: False spares the frozen copy when the objective has no reference.
+        encoders_only: leave the denoiser out, to encode a cache.
+
+    Raises:
+        UserError: anything wrong with the checkpoint or the section, found before the weights are read where possible.
+    """
+    device = torch.device(device)
+    folder = resolve_folder(config.pretrained_model_name_or_path, tuple(BACKBONES), config.revision, config.variant)
+    model_index = read_model_index(folder)
+    check_pipeline_weights(folder, model_index, config.variant)
+    backbone_class = BACKBONES[model_index["_class_name"]]
+    dtypes = _dtypes(folder, config, dtype)
+    left_out = (*IGNORED, "unet") if encoders_only else IGNORED
+    pipeline = load_pipeline(folder, backbone_class, config.variant, dtypes, left_out)
+    if config.pretrained_vae_model_name_or_path is not None:
+        pipeline.register_modules(vae=load_vae(config.pretrained_vae_model_name_or_path, dtype))
+    with quiet_loading():
+        pipeline.to(device)
+    backbone = backbone_class(pipeline, device, dtype)
+    if not encoders_only:
+        backbone.adapt(config, needs_reference)
+        logger.info("attention: %s", backbone.attention_choice)
+    return backbone
+
+
+def load_pipeline(
+    folder: Path,
+    backbone_class: type[Backbone],
+    variant: str | None,
+    dtypes: torch.dtype | dict[str, torch.dtype],
+    left_out: tuple[str, ...] = IGNORED,
+) -> DiffusionPipeline:
+    """The plain diffusers pipeline of a checked folder, on the CPU.
+
+    Raises:
+        UserError: diffusers could not load it.
+    """
+    pipeline_class = backbone_class.pipeline_class
+    index = read_model_index(folder)
+    absent: dict[str, Any] = {name: None for name in left_out if name in index}
+    if "add_watermarker" in pipeline_class.__init__.__annotations__:
+        absent["add_watermarker"] = False  # base and tuned pictures are compared by pixels
+    if "requires_safety_checker" in pipeline_class.__init__.__annotations__:
+        absent["requires_safety_checker"] = False
+    with quiet_loading(), loading_errors(str(folder)):
+        return pipeline_class.from_pretrained(folder, variant=variant, dtype=dtypes, **absent)
+
+
+def load_vae(name: str, dtype: torch.dtype) -> AutoencoderKL:
+    """Another VAE: its own folder or hub id, or a pipeline folder that holds one.
+
+    Raises:
+        UserError: not found, damaged, or not an AutoencoderKL.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if (folder / MODEL_INDEX).is_file():
+            folder = folder / "vae"
+        found = read_json(folder / "config.json").get("_class_name") if folder.is_dir() else "no folder"
+        if found != "AutoencoderKL":
+            raise UserError(
+                "model.pretrained_vae_model_name_or_path is not an AutoencoderKL.",
+                f"{folder}: {found}",
+                "give a folder with its config.json and weights, or a hub id",
+            )
+        check_component(folder, "vae")
+    with quiet_loading(), loading_errors(name):
+        config = AutoencoderKL.load_config(folder if folder.is_dir() else name)
+        return AutoencoderKL.from_pretrained(folder if folder.is_dir() else name, dtype=codec_dtype(config, dtype))
+
+
+@contextmanager
+def loading_errors(name: str) -> Iterator[None]:
+    """Turn what diffusers and transformers raise over a bad checkpoint into a UserError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise UserError(
+            "The checkpoint could not be loaded.",
+            f"{name}: {lines[0] if lines else type(error).__name__}",
+            "check that it is complete, and that the installed diffusers and transformers know its components",
+        ) from error
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bars and advice from the libraries while a pipeline loads; errors are still raised."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    bars = [library.is_progress_bar_enabled() for library in libraries]
+    levels = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, bar, level in zip(libraries, bars, levels, strict=True):
+            library.set_verbosity(level)
+            if bar:
+                library.enable_progress_bar()
+
+
+def _dtypes(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Storage dtype by component: the trained UNet in float32, the VAE in what it survives, the rest in `dtype`."""
+    vae = codec_dtype(read_json(folder / "vae" / "config.json"), dtype)
+    return {"unet": torch.float32 if config.train == "full" else dtype, "vae": vae, "default": dtype}
