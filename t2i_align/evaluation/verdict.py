@@ -50,9 +50,8 @@ def judge_control(control: str, baseline: str, rate: Estimate, model: str, gap: 
         model: the run that the control belongs to.
         gap: the win rate of ``model`` against the control itself, where known.
     """
-    figures = f"The control {control} wins {percent(rate.value)} ({span(rate)}) against {baseline}."
-    if gap is not None:
-        figures += f" {model} wins {percent(gap.value)} ({span(gap)}) against the control."
+    figures = f"Against {baseline} the run {control} wins {percent(rate.value)} ({span(rate)})"
+    figures += "." if gap is None else f"; {model} wins {percent(gap.value)} ({span(gap)}) against it."
     if rate.low > 0.5:
         headline = "The control improves too: some of the gain does not come from the preferences"
         return Verdict("worse", headline, figures)

@@ -131,8 +131,8 @@ def displacement(columns: dict[str, tuple[np.ndarray, np.ndarray]]) -> tuple[boo
     if "d_w" not in columns or "margin" not in columns:
         return False, None
     flag = columns.get("likelihood_displacement")
-    last = max(1, len(columns["d_w"][1]) // 4)
-    d_winner, margin = (float(np.nanmean(columns[name][1][-last:])) for name in ("d_w", "margin"))
+    d_winner, winner_error = _last_quarter(columns["d_w"][1])
+    margin, margin_error = _last_quarter(columns["margin"][1])
     figures = f"over the last quarter of the run d_w = {short(d_winner)} and the margin = {short(margin)}"
     if flag is not None and np.nanmax(flag[1]) > 0:
         step = int(flag[0][int(np.nanargmax(flag[1] > 0))])
@@ -140,9 +140,18 @@ def displacement(columns: dict[str, tuple[np.ndarray, np.ndarray]]) -> tuple[boo
             f"Likelihood displacement from step {step}: the winner's error rose above the reference while the margin "
             f"grew; {figures}. The pictures may get worse although the loss falls."
         )
-    if d_winner > 0 and margin > 0:
+    if d_winner > 2 * winner_error and margin > 2 * margin_error:
         return True, f"The winner's error ended above the reference although the margin is positive; {figures}."
     return False, f"No likelihood displacement: {figures}."
+
+
+def _last_quarter(values: np.ndarray) -> tuple[float, float]:
+    """Mean and its standard error over the last quarter of a curve."""
+    tail = values[-max(4, len(values) // 4) :]
+    tail = tail[np.isfinite(tail)]
+    if len(tail) == 0:
+        return 0.0, 0.0
+    return float(tail.mean()), float(tail.std() / np.sqrt(len(tail)))
 
 
 def _chart(panel: Panel, columns: dict[str, tuple[np.ndarray, np.ndarray]]) -> Chart | None:

@@ -126,7 +126,14 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FunctionLoader(load), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": percent, "span": span, "score": _score, "signed": _signed, "p": _p_value}
+    environment.filters |= {
+        "percent": lambda share: _tie(percent(share)),
+        "span": lambda rate: _tie(span(rate)),
+        "tie": _tie,
+        "score": _score,
+        "signed": _signed,
+        "p": _p_value,
+    }
     environment.globals["include_raw"] = lambda name: Markup(load(name))
     environment.globals["kind"] = _kind
     return environment
@@ -137,6 +144,11 @@ def _kind(rate: Estimate) -> str:
     if rate.low > 0.5:
         return "better"
     return "worse" if rate.high < 0.5 else "inconclusive"
+
+
+def _tie(text: str) -> str:
+    """Keep per cent signs on the line of their number."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _score(value: float | None) -> str:
