@@ -104,6 +104,12 @@ def _commands(evaluation: Evaluation, runs: Mapping[str, str | Path]) -> list[st
     for name in ("base", "dtype"):
         if settings.get(name):
             evaluate += [f"--{name}", str(settings[name])]
+    if evaluation.tolerance:
+        evaluate += ["--tolerance", str(evaluation.tolerance)]
+    if evaluation.confidence != 0.95:
+        evaluate += ["--confidence", str(evaluation.confidence)]
+    for name, folder in runs.items():
+        evaluate += ["--run", f"{name}={folder}"]
     return [*train, shlex.join([*evaluate, "--output-dir", str(evaluation.folder)])]
 
 
