@@ -47,9 +47,7 @@ def save_scorer(scorer: NetworkScorer, folder: str | Path, dtype: torch.dtype = 
     """
     if not isinstance(scorer, (ClipLikeScorer, MPSScorer)):
         options = ", ".join(TRAINABLE)
-        raise RewardModelError(
-            "this scorer cannot be saved", found=scorer.name, fix=f"choose from: {options}"
-        )
+        raise RewardModelError("this scorer cannot be saved", found=scorer.name, fix=f"choose from: {options}")
     return write_network(scorer.model, scorer.tokenise, Path(folder), dtype)
 
 

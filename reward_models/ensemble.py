@@ -60,9 +60,7 @@ class EnsembleScorer(BaseScorer):
         self.name, self.scorers, self.spec = "ensemble", list(scorers), spec
         self.device = self.scorers[0].device
         identity = "\n".join([spec.model_dump_json(), *(scorer.version for scorer in self.scorers)])
-        self.version = (
-            f"sha256:{hashlib.sha256(identity.encode()).hexdigest()[:12]}+reference={spec.reference_set}"
-        )
+        self.version = f"sha256:{hashlib.sha256(identity.encode()).hexdigest()[:12]}+reference={spec.reference_set}"
 
     @property
     def preprocessors(self) -> tuple[Preprocessor, ...]:
@@ -95,9 +93,7 @@ def load_ensemble(
     from reward_models.registry import load
 
     if (checkpoint is None) == (members is None):
-        raise RewardModelError(
-            "ensemble needs either checkpoint=FILE.json or members=[...] with reference_set=..."
-        )
+        raise RewardModelError("ensemble needs either checkpoint=FILE.json or members=[...] with reference_set=...")
     content: dict[str, Any] = {"reference_set": reference_set, "members": members}
     root = None
     if checkpoint is not None:
@@ -134,7 +130,5 @@ def fit_standardisation(
     """Mean and standard deviation (n - 1) of a scorer on a reference set, for a `MemberSpec`."""
     scores = scorer.score(prompts, images, batch_size).double()
     if len(scores) < 2 or float(scores.std()) == 0.0:
-        raise RewardModelError(
-            "a reference set needs at least two different scores", found=f"{len(scores)} images"
-        )
+        raise RewardModelError("a reference set needs at least two different scores", found=f"{len(scores)} images")
     return float(scores.mean()), float(scores.std())

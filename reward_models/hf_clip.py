@@ -64,8 +64,6 @@ def clip_tokenise(tokenizer: str | Path | None, folder: Path | str, tower: HFCli
             found=str(folder),
             fix="pass tokenizer=FOLDER or a hub id",
         )
-    tokenise = ClipTokenise(
-        load_hf_tokenizer(folder if tokenizer is None else tokenizer), tower.context_length
-    )
+    tokenise = ClipTokenise(load_hf_tokenizer(folder if tokenizer is None else tokenizer), tower.context_length)
     tokenise.check(tower.vocab_size, int(tower.config.text_config.eos_token_id))
     return tokenise

@@ -129,9 +129,7 @@ def load_image_reward(
 
 def _size(state: Mapping[str, Tensor], name: str, axis: int, source: Path) -> int:
     if name not in state or state[name].ndim <= axis:
-        raise RewardModelError(
-            f"{source} is not an ImageReward checkpoint", found=f"no {name} of the right rank"
-        )
+        raise RewardModelError(f"{source} is not an ImageReward checkpoint", found=f"no {name} of the right rank")
     return state[name].shape[axis]
 
 

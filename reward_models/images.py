@@ -41,8 +41,6 @@ _DECODER_ERRORS = (
     MemoryError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
 )
 
 
@@ -96,18 +94,12 @@ def _from_pil(image: Image.Image, max_pixels: int) -> Image.Image:
     try:
         image.load()  # a picture from Image.open is still undecoded
     except _DECODER_ERRORS as error:
-        raise RewardModelError(
-            "the image cannot be decoded", found=f"{type(error).__name__}: {error}"
-        ) from error
+        raise RewardModelError("the image cannot be decoded", found=f"{type(error).__name__}: {error}") from error
     return image
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
-    if (
-        array.dtype != np.uint8
-        or array.ndim not in (2, 3)
-        or (array.ndim == 3 and array.shape[2] not in (3, 4))
-    ):
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
         raise RewardModelError(
             "an image array must be uint8 with shape [H, W], [H, W, 3] or [H, W, 4]",
             found=f"{array.dtype} {tuple(array.shape)}",
@@ -130,6 +122,10 @@ def _from_encoded(source: bytes | bytearray | str | PathLike[str], max_pixels: i
             image.load()
     except RewardModelError:
         raise
+    except Image.DecompressionBombError as error:
+        raise RewardModelError(
+            "the image is too large to decode safely", found=f"{where}: {error}", fix="downscale it first"
+        ) from error
     except _DECODER_ERRORS as error:
         raise RewardModelError(
             "the image cannot be decoded",

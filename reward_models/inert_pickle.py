@@ -93,6 +93,8 @@ class InertUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
         path = f"{module}.{name}"
         if path == "collections.OrderedDict":
             return OrderedDict
+        if path in ("builtins.set", "__builtin__.set"):
+            return set
         if module in ("torch", "torch.storage") and name in _STORAGE_DTYPES:
             return _STORAGE_DTYPES[name]
         if path == "torch._utils._rebuild_tensor_v2":
@@ -178,9 +180,7 @@ def read_inert(path: Path, allowed: frozenset[str] | None = None) -> Any:
         ) from error
 
 
-def _read_archive(
-    path: Path, archive: zipfile.ZipFile, memory: mmap.mmap, allowed: frozenset[str] | None
-) -> Any:
+def _read_archive(path: Path, archive: zipfile.ZipFile, memory: mmap.mmap, allowed: frozenset[str] | None) -> Any:
     entries = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in entries if name.endswith("/data.pkl")]
     if len(pickles) != 1 or any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):
@@ -200,9 +200,7 @@ def _read_archive(
                 fix="download it again",
             )
         return (
-            torch.frombuffer(memory, dtype=dtype, count=count, offset=start)
-            if count
-            else torch.empty(0, dtype=dtype)
+            torch.frombuffer(memory, dtype=dtype, count=count, offset=start) if count else torch.empty(0, dtype=dtype)
         )
 
     return InertUnpickler(io.BytesIO(archive.read(pickles[0])), storage, allowed).load()

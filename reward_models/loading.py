@@ -187,8 +187,7 @@ def fit_state_dict(module: nn.Module, state: Mapping[str, Tensor], source: Path,
         )
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     fitted = {
-        name: value.to(dtype if name in parameters else own[name].dtype).contiguous()
-        for name, value in given.items()
+        name: value.to(dtype if name in parameters else own[name].dtype).contiguous() for name, value in given.items()
     }
     module.load_state_dict(fitted, strict=True, assign=True)
 
@@ -218,9 +217,7 @@ def read_json(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RewardModelError("the configuration cannot be read", found=f"{source}: {error}") from error
     if not isinstance(content, dict):
-        raise RewardModelError(
-            "the configuration must be a JSON object", found=f"{source}: {type(content).__name__}"
-        )
+        raise RewardModelError("the configuration must be a JSON object", found=f"{source}: {type(content).__name__}")
     return content
 
 

@@ -198,9 +198,7 @@ def network_configs(
     if model_config is not None:
         both = read_json(model_config)
         if set(both) != {"clip", "cross"}:
-            raise RewardModelError(
-                "model_config of mps needs exactly 'clip' and 'cross'", found=f"{sorted(both)}"
-            )
+            raise RewardModelError("model_config of mps needs exactly 'clip' and 'cross'", found=f"{sorted(both)}")
         clip, cross = read_json(both["clip"]), read_json(both["cross"])
     elif folder.is_dir():
         clip, cross = read_json(folder / CLIP_CONFIG_FILE), read_json(folder / FUSION_CONFIG_FILE)
@@ -228,9 +226,7 @@ def fill_network(network: MPSNetwork, state: Mapping[str, Tensor], source: Path,
     names = {name.removeprefix("mps."): value for name, value in state.items()}
     clip = {name.removeprefix("model."): value for name, value in names.items() if name.startswith("model.")}
     cross = {
-        name.removeprefix("cross_model."): value
-        for name, value in names.items()
-        if name.startswith("cross_model.")
+        name.removeprefix("cross_model."): value for name, value in names.items() if name.startswith("cross_model.")
     }
     if len(clip) + len(cross) != len(names) or not cross:
         raise RewardModelError(

@@ -88,9 +88,7 @@ class CrossBlock(nn.Module):
     def forward(self, x: Tensor, context: Tensor, keep: Tensor) -> Tensor:
         y = self.norm(x)
         key, value = self.to_kv(context).chunk(2, dim=-1)
-        attended = shared_head_attention(
-            split_heads(self.to_q(y), self.heads), key, value, keep[:, None, None, :]
-        )
+        attended = shared_head_attention(split_heads(self.to_q(y), self.heads), key, value, keep[:, None, None, :])
         return self.to_out(attended) + self.ff(y)
 
 
@@ -129,8 +127,7 @@ class CrossModel(nn.Module):
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.ModuleList([Branch(CrossBlock(config)), Branch(SelfBlock(config))])
-            for _ in range(config.layer_num)
+            nn.ModuleList([Branch(CrossBlock(config)), Branch(SelfBlock(config))]) for _ in range(config.layer_num)
         )
 
     def forward(self, image_tokens: Tensor, context: Tensor, keep: Tensor) -> Tensor:

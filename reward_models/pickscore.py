@@ -29,9 +29,7 @@ def load_pickscore(
     scale: str = "logit_scale",
 ) -> ClipLikeScorer:
     """Load PickScore from a transformers CLIP folder or hub id (default `yuvalkirstain/PickScore_v1`)."""
-    tower, digest, folder = load_clip_folder(
-        checkpoint or "yuvalkirstain/PickScore_v1", model_config, device, dtype
-    )
+    tower, digest, folder = load_clip_folder(checkpoint or "yuvalkirstain/PickScore_v1", model_config, device, dtype)
     return ClipLikeScorer(
         "pickscore",
         version_string(digest, scale=None if scale == "logit_scale" else scale),

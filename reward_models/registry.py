@@ -67,9 +67,7 @@ def load(
     given = {"tokenizer": tokenizer, "model_config": model_config}
     options.update({key: value for key, value in given.items() if value is not None})
     loader = SCORERS[name]
-    known = [
-        key for key in inspect.signature(loader).parameters if key not in ("checkpoint", "device", "dtype")
-    ]
+    known = [key for key in inspect.signature(loader).parameters if key not in ("checkpoint", "device", "dtype")]
     for option in options:
         if option not in known:
             raise unknown_name(f"option of {name}", option, known)

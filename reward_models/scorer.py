@@ -194,9 +194,7 @@ def torch_device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise RewardModelError(
-            "unknown device", found=str(name), fix="use auto, cpu, cuda or cuda:N"
-        ) from error
+        raise RewardModelError("unknown device", found=str(name), fix="use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RewardModelError("no CUDA device here", found=str(name), fix="use device='cpu' or 'auto'")
     return device

@@ -79,9 +79,7 @@ class HFClipTower(nn.Module):
     def encode_text_tokens(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Projected hidden states of all positions [P, L, D] and of the end token [P, D]."""
         output = self.clip.text_model(input_ids=ids)
-        return self.clip.text_projection(output.last_hidden_state), self.clip.text_projection(
-            output.pooler_output
-        )
+        return self.clip.text_projection(output.last_hidden_state), self.clip.text_projection(output.pooler_output)
 
 
 class OpenClipTower(nn.Module):
@@ -125,9 +123,7 @@ def open_clip_config(source: str | Mapping[str, Any]) -> dict[str, Any]:
 
         found = open_clip.get_model_config(source)
         if found is None:
-            raise RewardModelError(
-                "open_clip knows no such model", found=source, fix="see open_clip.list_models()"
-            )
+            raise RewardModelError("open_clip knows no such model", found=source, fix="see open_clip.list_models()")
         config = dict(found)
     # A config that was saved by open_clip's hub tools wraps the model part.
     return dict(config.get("model_cfg", config))
