@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from t2i_align.errors import UserError
 from t2i_align.evaluation import generate, score, statistics
@@ -64,12 +65,12 @@ def run(
         UserError: fewer than two models, an unknown baseline or control, and everything the steps raise.
     """
     started = time.perf_counter()
-    models = {name: str(path) for name, path in models.items()}
-    baseline = baseline or ("base" if "base" in models else next(iter(models), ""))
-    _check(models, baseline, control, scorers)
+    paths = {name: str(path) for name, path in models.items()}
+    baseline = baseline or ("base" if "base" in paths else next(iter(paths), ""))
+    _check(paths, baseline, control, scorers)
     prompt_set = load_prompts(prompts, limit)
     output_dir = Path(output_dir)
-    sampling = {
+    sampling: dict[str, Any] = {
         "seeds_per_prompt": seeds_per_prompt,
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
@@ -78,7 +79,7 @@ def run(
         "width": width,
     }
     folders = generate.run(
-        models,
+        paths,
         prompt_set,
         output_dir,
         batch_size=batch_size,
@@ -92,7 +93,7 @@ def run(
     table = score.run(folders, scorers, output_dir, first_prompts=len(prompt_set), device=device)
     evaluation = Evaluation(
         folder=output_dir,
-        models=models,
+        models=paths,
         baseline=baseline,
         control=control,
         prompts=prompt_set,

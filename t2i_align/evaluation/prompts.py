@@ -111,8 +111,9 @@ def _read_table(path: Path) -> PromptSet:
     # PartiPrompts holds bare quotation marks inside its fields: a TSV of prompts is not quoted.
     tabs = path.suffix.lower() == ".tsv"
     with path.open(encoding="utf-8-sig", newline="") as file:
-        quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-        return _from_rows(path, list(csv.DictReader(file, delimiter="\t" if tabs else ",", quoting=quoting)))
+        if tabs:
+            return _from_rows(path, list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)))
+        return _from_rows(path, list(csv.DictReader(file)))
 
 
 def _from_rows(path: Path, rows: list[dict]) -> PromptSet:

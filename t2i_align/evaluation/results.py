@@ -216,7 +216,7 @@ class Evaluation:
         scores, baseline = self._matrix(model, scorer, dimension), self._matrix(against, scorer, dimension)
         if where is not None:
             scores, baseline = scores[where], baseline[where]
-        options = {"confidence": self.confidence, "replicates": self.replicates}
+        options: dict[str, Any] = {"confidence": self.confidence, "replicates": self.replicates}
         rate = statistics.win_rate(scores, baseline, tolerance=self.tolerance, **options)
         outcomes = statistics.paired_outcomes(scores, baseline, self.tolerance)
         return Comparison(

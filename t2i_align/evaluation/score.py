@@ -102,12 +102,12 @@ def _score_model(
 
 def _score_batch(scorer: Scorer, prompts: list[str], encoded: list[bytes]) -> list[dict[str, float | None]]:
     """dimension -> score per picture; all None for a picture that cannot be decoded."""
-    images = [_decode(data) for data in encoded]
-    usable = [index for index, image in enumerate(images) if image is not None]
-    results: list[dict[str, float | None]] = [dict.fromkeys(scorer.dimensions) for _ in images]
+    images = {index: image for index, data in enumerate(encoded) if (image := _decode(data)) is not None}
+    usable = list(images)
+    results: list[dict[str, float | None]] = [dict.fromkeys(scorer.dimensions) for _ in encoded]
     if not usable:
         return results
-    scores = scorer.score([prompts[i] for i in usable], [images[i] for i in usable])
+    scores = scorer.score([prompts[index] for index in usable], list(images.values()))
     for dimension in scorer.dimensions:
         values = np.asarray(scores[dimension], dtype=np.float64)
         if values.shape != (len(usable),):

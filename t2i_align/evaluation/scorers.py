@@ -31,14 +31,14 @@ class Scorer(Protocol):
 class OracleScorer:
     """Ground truth of the embedded world: overall first, then its dimensions."""
 
-    name = "oracle"
+    name: str = "oracle"
 
     def __init__(self) -> None:
         from t2i_align.shapes.oracle import Oracle
 
         self._oracle = Oracle()
         self.version = str(getattr(self._oracle, "version", "1"))
-        self.dimensions = ("overall", "semantic", "aesthetic", "detail")
+        self.dimensions: tuple[str, ...] = ("overall", "semantic", "aesthetic", "detail")
 
     def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Mapping[str, np.ndarray]:
         """See ``Scorer``."""
@@ -49,7 +49,7 @@ class OracleScorer:
 class RewardModelScorer:
     """A scorer of ``reward_models``: one number per picture, called overall."""
 
-    dimensions = ("overall",)
+    dimensions: tuple[str, ...] = ("overall",)
 
     def __init__(self, name: str, checkpoint: str | None, device: str | None) -> None:
         import reward_models

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from importlib import metadata
 from importlib.resources import files
@@ -53,7 +53,7 @@ def render(
 
 
 def _context(evaluation: Evaluation, runs: Mapping[str, str | Path], model: str | None) -> dict:
-    model = model or (evaluation.subjects or [evaluation.control])[0] or ""
+    model = model or next(name for name in [*evaluation.subjects, evaluation.control] if name)
     table = evaluation.comparisons()
     main = evaluation.comparison(model)
     scorer, dimension = evaluation.primary
@@ -132,7 +132,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FunctionLoader(load), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., str]] = {
         "percent": lambda share: _tie(percent(share)),
         "span": lambda rate: _tie(span(rate)),
         "tie": _tie,
@@ -140,6 +140,7 @@ def _environment() -> Environment:
         "signed": _signed,
         "p": _p_value,
     }
+    environment.filters.update(filters)
     environment.globals["include_raw"] = lambda name: Markup(load(name))
     environment.globals["kind"] = _kind
     return environment
