@@ -36,9 +36,8 @@ class RolloutAddress:
 
     def choice(self, step: int, candidates: int) -> Tensor:
         """``[N]`` long, uniform on 0 .. candidates - 1 and independent of everything else."""
-        uniforms = [addressed_uniform(self.seed, "rollout", "choice", self.round, p, step) for p in
-        self.positions] return torch.tensor([int(uniform * candidates) for uniform in uniforms],
-        dtype=torch.long)
+        uniforms = [addressed_uniform(self.seed, "rollout", "choice", self.round, p, step) for p in self.positions]
+        return torch.tensor([int(uniform * candidates) for uniform in uniforms], dtype=torch.long)
 
     def _stack(self, shape: Sequence[int], *what: str | int) -> Tensor:
         return torch.stack(

@@ -121,7 +121,7 @@ def check_objective(objective: Objective) -> None:
     lacking = objective.data_needs - READABLE
     if lacking:
         raise UserError(
-            f"A rollout does not provide {', '.join(sorted(lacking))}, which objective {objective.name!r}
-            reads.", f"a rollout provides {', '.join(sorted(READABLE))}",
+            f"A rollout does not provide {', '.join(sorted(lacking))}, which objective {objective.name!r} reads.",
+            f"a rollout provides {', '.join(sorted(READABLE))}",
             "choose an objective that does not read them",
         )

@@ -33,8 +33,8 @@ class GaussianTransition:
     sigma: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """``mean + sigma * noise`` for standard normal noise ``[..., N, C, h, w]``; leading axes are
-        candidates.""" return self.mean + _like(self.sigma, self.mean) * noise.to(self.mean)
+        """``mean + sigma * noise`` for standard normal noise ``[..., N, C, h, w]``; leading axes are candidates."""
+        return self.mean + _like(self.sigma, self.mean) * noise.to(self.mean)
 
     def squared_error(self, successor: Tensor) -> Tensor:
         """``[N]`` means over all dimensions of ``((x' - mean) / sigma)^2``; about 1 for a state it sampled.
@@ -158,8 +158,8 @@ def _float(tensor: Tensor) -> Tensor:
 
 
 def _numbers(numbers: Tensor, like: Tensor) -> Tensor:
-    """``[N]`` numbers in the dtype and on the device of ``like``; converted first, not every device has
-    float64.""" return numbers.to(like.dtype).to(like.device)
+    """``[N]`` numbers in the dtype and on the device of ``like``; converted first, not every device has float64."""
+    return numbers.to(like.dtype).to(like.device)
 
 
 def _like(numbers: Tensor, latents: Tensor) -> Tensor:

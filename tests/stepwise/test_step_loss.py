@@ -8,8 +8,8 @@ import torch
 from t2i_align import objectives
 from t2i_align.errors import UserError
 from t2i_align.objectives import PairErrors
-from t2i_align.stepwise.step_loss import StepErrors, check_objective, clip_ratios, separate_errors,
-shared_errors from t2i_align.stepwise.transition import DdimKernel
+from t2i_align.stepwise.step_loss import StepErrors, check_objective, clip_ratios, separate_errors, shared_errors
+from t2i_align.stepwise.transition import DdimKernel
 
 from . import golden
 
@@ -35,8 +35,8 @@ def transitions(case):
 
 
 def loss_of(errors: StepErrors, beta: float) -> objectives.ObjectiveOutput:
-    record = PairErrors(errors.policy_winner, errors.policy_loser, errors.reference_winner,
-    errors.reference_loser) return objectives.build("dpo", beta=beta)(record)
+    record = PairErrors(errors.policy_winner, errors.policy_loser, errors.reference_winner, errors.reference_loser)
+    return objectives.build("dpo", beta=beta)(record)
 
 
 def close(value, case, name, tolerance=1e-7):
@@ -54,12 +54,15 @@ def test_published_losses(case):
         ("ref_log_prob_l", reference, "next_l"),
     ):
         close(step.log_density(given[successor]), case, name)
-    errors = clip_ratios(shared_errors(policy, reference, given["next_w"], given["next_l"]),
-    case["params"]["eps_clip"]) close(((errors.reference_winner - errors.policy_winner) / 2).exp(), case,
-    "ratio_w") close(((errors.reference_loser - errors.policy_loser) / 2).exp(), case, "ratio_l") output =
-    loss_of(errors, case["params"]["beta"]) close(output.metrics["logit"], case, "logit", 1e-6)
-    close(output.loss.mean(), case, "loss", 1e-6) (gradient,) = torch.autograd.grad(output.loss.mean(),
-    policy_out) close(gradient, case, "grad_policy_out", 1e-6)
+    errors = shared_errors(policy, reference, given["next_w"], given["next_l"])
+    errors = clip_ratios(errors, case["params"]["eps_clip"])
+    close(((errors.reference_winner - errors.policy_winner) / 2).exp(), case, "ratio_w")
+    close(((errors.reference_loser - errors.policy_loser) / 2).exp(), case, "ratio_l")
+    output = loss_of(errors, case["params"]["beta"])
+    close(output.metrics["logit"], case, "logit", 1e-6)
+    close(output.loss.mean(), case, "loss", 1e-6)
+    (gradient,) = torch.autograd.grad(output.loss.mean(), policy_out)
+    close(gradient, case, "grad_policy_out", 1e-6)
 
 
 @pytest.mark.parametrize("case", golden.cases("step_unclipped"), ids=golden.ids)
