@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from t2i_align.backbones import Backbone
 
 SHARD_PAIRS = 256
+# Encodings must be those of the run, whose frozen weights are stored in the precision it computes in.
+WEIGHT_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class CachedReader:
@@ -166,11 +168,10 @@ def run(config: RunConfig, progress: Progress | None = None) -> CacheReport:
         UserError: ``data.cache_dir`` is not set; see `build_cache`.
     """
     from t2i_align.backbones import load_backbone
-    from t2i_align.training.run import weight_dtype
 
     _cache_dir(config.data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backbone = load_backbone(config.model, device, weight_dtype(config), encoders_only=True)
+    backbone = load_backbone(config.model, device, WEIGHT_DTYPES[config.training.mixed_precision], encoders_only=True)
     return build_cache(config.data, backbone, progress=progress)
 
 

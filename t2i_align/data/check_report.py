@@ -1,0 +1,168 @@
+"""The report of a data check: numbers, their rendering as text, and the verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from t2i_align.errors import UserError
+
+SHOWN = 20
+
+
+@dataclass(frozen=True)
+class PictureSummary:
+    """What was seen when every training picture was decoded.
+
+    Attributes:
+        different: pictures that are not byte for byte the same.
+        in_several_pairs, most_pairs: pictures in more than one pair; pairs of the most frequent one.
+        identical_pairs: pairs that compare a picture with itself.
+        repeated_pairs: pairs beyond the first with the same caption and pictures.
+        contradictory_pairs: different (caption, pictures) judged both ways.
+        sizes: the most common (width, height) with their counts; size_count: of all sizes.
+        smaller_than_resolution: pictures that training enlarges.
+        aspect_ratios: smallest, median and largest width / height.
+        pairs_of_unequal_size: pairs whose pictures differ in size.
+    """
+
+    different: int
+    in_several_pairs: int
+    most_pairs: int
+    identical_pairs: int
+    repeated_pairs: int
+    contradictory_pairs: int
+    sizes: list[tuple[tuple[int, int], int]]
+    size_count: int
+    smaller_than_resolution: int
+    aspect_ratios: tuple[float, float, float] | None
+    pairs_of_unequal_size: int
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What `check.check` found.
+
+    Attributes:
+        address: of the source.
+        rows: in the source. usable: pairs a run trains on.
+        left_out: reason -> pairs that are no training pairs.
+        row_problems: "where: reason" of rows with a wrong label, caption or weight.
+        labels: meaning -> pairs of the source.
+        prompts: different prompts of the source.
+        pairs_per_user: most first; empty without users.
+        heldout_pairs: usable held-out pairs, None without a hold-out. heldout_left_out: reason -> pairs.
+        shared_prompts, shared_pictures: in both the training and the held-out data.
+        pictures: of the training pairs.
+        undecodable: "where: reason", training and held-out.
+        leaves_out_undecodable: whether the run leaves such pairs out (it caches), or would stop.
+        errors: what stops the data from being opened for training.
+    """
+
+    address: str
+    rows: int
+    usable: int
+    left_out: dict[str, int]
+    row_problems: list[str]
+    labels: dict[str, int]
+    prompts: int
+    pairs_per_user: list[int]
+    heldout_pairs: int | None
+    heldout_left_out: dict[str, int]
+    shared_prompts: int
+    shared_pictures: int
+    pictures: PictureSummary
+    undecodable: list[str]
+    leaves_out_undecodable: bool
+    errors: list[UserError] = field(default_factory=list)
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether a run would start."""
+        return not self.errors and not (self.undecodable and not self.leaves_out_undecodable)
+
+    def require_trainable(self) -> None:
+        """Refuse data that cannot train.
+
+        Raises:
+            UserError: the first reason.
+        """
+        if self.errors:
+            raise self.errors[0]
+        if self.undecodable and not self.leaves_out_undecodable:
+            raise UserError(
+                f"{len(self.undecodable)} pairs of {self.address} cannot be decoded.",
+                "; ".join(self.undecodable[:3]),
+                "repair or remove them (t2i-align data convert --skip-undecodable), or set data.cache_dir: "
+                "a cache leaves them out",
+            )
+
+    def render(self) -> str:
+        """The report as plain text."""
+        sections = [
+            [
+                ("rows", f"{self.rows} in {self.address}"),
+                ("usable pairs", f"{self.usable}{_counts(self.left_out)}"),
+                ("labels", ", ".join(f"{n} {name}" for name, n in self.labels.items() if n) or "none"),
+                ("prompts", f"{self.prompts} different"),
+                ("users", self._users()),
+            ],
+            self._picture_lines(),
+            self._heldout_lines(),
+        ]
+        text = "\n\n".join("\n".join(f"{name:<18}{value}" for name, value in lines) for lines in sections if lines)
+        lists = [
+            _listed("rows that cannot be trained on", self.row_problems),
+            _listed("pairs that cannot be decoded", self.undecodable),
+        ]
+        return "\n\n".join([text, *filter(None, lists), self._verdict()])
+
+    def _users(self) -> str:
+        counts = self.pairs_per_user
+        if not counts:
+            return "none named"
+        return f"{len(counts)}, pairs of each: most {counts[0]}, median {counts[len(counts) // 2]}, least {counts[-1]}"
+
+    def _picture_lines(self) -> list[tuple[str, str]]:
+        pictures = self.pictures
+        if pictures.aspect_ratios is None:
+            return []
+        sizes = ", ".join(f"{width} x {height} ({n})" for (width, height), n in pictures.sizes)
+        more = f" and {pictures.size_count - len(pictures.sizes)} more" if pictures.size_count > 5 else ""
+        least, median, most = pictures.aspect_ratios
+        return [
+            ("pictures", f"{pictures.different} different; {pictures.in_several_pairs} in several pairs, "
+             f"at most {pictures.most_pairs}"),
+            ("sizes", f"{sizes}{more}"),
+            ("width / height", f"{least:.2f} to {most:.2f}, median {median:.2f}"),
+            ("to be enlarged", f"{pictures.smaller_than_resolution} pictures smaller than data.resolution"),
+            ("unequal sizes", f"{pictures.pairs_of_unequal_size} pairs"),
+            ("same picture", f"{pictures.identical_pairs} pairs compare a picture with itself"),
+            ("repeated", f"{pictures.repeated_pairs} pairs, {pictures.contradictory_pairs} judged both ways"),
+        ]  # fmt: skip
+
+    def _heldout_lines(self) -> list[tuple[str, str]]:
+        if self.heldout_pairs is None:
+            return [("held out", "nothing")]
+        return [
+            ("held out", f"{self.heldout_pairs} pairs{_counts(self.heldout_left_out)}"),
+            ("shared", f"{self.shared_prompts} prompts (their held-out pairs are left out), "
+             f"{self.shared_pictures} pictures"),
+        ]  # fmt: skip
+
+    def _verdict(self) -> str:
+        if not self.is_trainable:
+            return "This data cannot train."
+        if self.undecodable:
+            return f"This data can train; {len(self.undecodable)} pairs will be left out of the cache."
+        return "This data can train."
+
+
+def _counts(reasons: dict[str, int]) -> str:
+    return "; left out: " + ", ".join(f"{n} {reason}" for reason, n in reasons.items()) if reasons else ""
+
+
+def _listed(title: str, items: list[str]) -> str:
+    if not items:
+        return ""
+    more = [f"  and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
+    return "\n".join([f"{len(items)} {title}:", *(f"  {item}" for item in items[:SHOWN]), *more])
