@@ -45,9 +45,18 @@ def merge(path: str | Path, overrides: Sequence[str] = ()) -> Merged:
     Raises:
         UserError: missing or malformed file, cycle of ``extends``, malformed override or interpolation.
     """
+    return _merge([*file_layers(Path(path)), override_layer(overrides)])
+
+
+def merge_overrides(overrides: Sequence[str]) -> Merged:
+    """The overrides alone, without a file. Raises UserError like :func:`merge`."""
+    return _merge([override_layer(overrides)])
+
+
+def _merge(layers: Sequence[Layer]) -> Merged:
     merged = OmegaConf.create({})
     places: dict[str, str] = {}
-    for layer in [*file_layers(Path(path)), override_layer(overrides)]:
+    for layer in layers:
         if _names_another_preset(layer.values, merged):
             del merged[OBJECTIVE]
             places = {key: place for key, place in places.items() if key.split(".")[0] != OBJECTIVE}
@@ -59,7 +68,7 @@ def merge(path: str | Path, overrides: Sequence[str] = ()) -> Merged:
         key = getattr(error, "full_key", None) or "?"
         raise UserError(
             f"{key}: the interpolation cannot be resolved",
-            found=f"{str(error).splitlines()[0]} ({places.get(key, path)})",
+            found=f"{str(error).splitlines()[0]} ({places.get(key, 'unknown place')})",
             fix="name a key of the same file as ${section.key}, or write the value out",
         ) from error
     assert isinstance(values, dict)

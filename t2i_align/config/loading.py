@@ -10,9 +10,9 @@ import yaml
 from pydantic import ValidationError
 
 from t2i_align.config import rules
-from t2i_align.config.layers import merge
+from t2i_align.config.layers import merge, merge_overrides
 from t2i_align.config.problems import Problem, from_validation, report
-from t2i_align.config.schema import RunConfig
+from t2i_align.config.schema import DataConfig, RunConfig, Section
 from t2i_align.objectives.config import resolve
 
 RESOLVED_HEADER = "# Every key this run reads, defaults included. `t2i-align train` accepts this file.\n"
@@ -37,6 +37,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if config is None or problems:
         raise report(problems, str(path), merged.places)
     return config
+
+
+def load_data_section(overrides: Sequence[str]) -> DataConfig:
+    """A data section without a file, from ``data.key=value`` words; the resolution is 512 unless given.
+
+    Raises:
+        UserError: like :func:`load_config`.
+    """
+    merged = merge_overrides(["data.resolution=512", *overrides])
+    try:
+        return _DataOnly.model_validate(merged.values).data
+    except ValidationError as error:
+        raise report(from_validation(error), "data section", merged.places) from error
+
+
+class _DataOnly(Section):
+    data: DataConfig
 
 
 def _validate(values: Mapping[str, Any]) -> tuple[RunConfig | None, list[Problem]]:

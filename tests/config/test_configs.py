@@ -1,0 +1,92 @@
+"""Every recipe in configs/ is valid, says what it is for, and holds the published figures it claims."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from t2i_align.config.layers import file_layers
+from t2i_align.config.loading import load_config
+from t2i_align.objectives.config import resolve
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+OTHER_SCHEMAS = {CONFIGS / "shapes" / "pretrain.yaml"}  # read by t2i_align.shapes.pretrain
+RECIPES = sorted(set(CONFIGS.glob("*/*.yaml")) - set(CONFIGS.glob("base/*.yaml")) - OTHER_SCHEMAS)
+HEADINGS = ("For:", "Launch:", "Memory:", "Result:", "Else:")
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(CONFIGS))
+
+
+def test_the_promised_recipes_exist() -> None:
+    assert {name(path) for path in RECIPES} >= {
+        "shapes/dpo.yaml",
+        "shapes/mapo.yaml",
+        "shapes/sft.yaml",
+        "sdxl/dpo_lora.yaml",
+        "sdxl/dpo_full.yaml",
+        "sdxl/mapo_lora.yaml",
+        "sd15/dpo_full.yaml",
+    }
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_recipe_is_valid(path: Path) -> None:
+    config = load_config(path)
+    assert config.output_dir == f"runs/{path.parent.name}-{path.stem.replace('_', '-')}"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_recipe_is_headed_by_a_comment(path: Path) -> None:
+    comment = "".join(line for line in path.read_text(encoding="utf-8").splitlines(True) if line.startswith("#"))
+    for heading in HEADINGS:
+        assert f"# {heading}" in comment
+    assert f"configs/{name(path)}" in comment, "the launch command names the file"
+
+
+def test_every_base_file_is_extended_by_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: set[Path] = set()
+    from t2i_align.config import layers
+
+    original = layers.read_file
+
+    def remember(path: Path, chain: tuple[Path, ...] = ()) -> layers.Layer:
+        read.add(path.resolve())
+        return original(path, chain)
+
+    monkeypatch.setattr(layers, "read_file", remember)
+    for path in RECIPES:
+        file_layers(path)
+    assert read >= {path.resolve() for path in CONFIGS.glob("base/*.yaml")}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "beta", "rate", "warmup", "optimizer"),
+    [
+        ("sd15/dpo_full.yaml", 5000, 2.048e-5, 500, "adamw"),
+        ("sdxl/dpo_full.yaml", 5000, 2.048e-5, 200, "adafactor"),
+    ],
+)
+def test_published_diffusion_dpo(recipe: str, beta: float, rate: float, warmup: int, optimizer: str) -> None:
+    """Launchers of arXiv 2311.12908: 1e-8 per pair, 16 x 1 x 128 pairs, 2000 steps, 20 % empty prompts."""
+    config = load_config(CONFIGS / recipe)
+    training = config.training
+    assert resolve(config.objective).logit_scale == beta / 2
+    assert training.learning_rate == rate == pytest.approx(1e-8 * 2048)
+    assert 16 * training.train_batch_size * training.gradient_accumulation_steps == 2048
+    assert (training.max_train_steps, training.lr_warmup_steps, training.optimizer) == (2000, warmup, optimizer)
+    assert training.adam_weight_decay == 1e-2
+    assert config.data.proportion_empty_prompts == 0.2 and config.data.random_flip and config.model.train == "full"
+
+
+@pytest.mark.parametrize(("recipe", "reference"), [("sdxl/dpo_lora.yaml", True), ("sdxl/mapo_lora.yaml", False)])
+def test_published_lora_examples(recipe: str, reference: bool) -> None:
+    """The examples of diffusers and of MaPO: rank 8, 1e-5 constant, 8 x 2 pairs, 2000 steps, no caption dropout."""
+    config = load_config(CONFIGS / recipe)
+    training = config.training
+    assert resolve(config.objective).needs_reference is reference
+    assert config.model.lora.rank == 8 and config.data.proportion_empty_prompts == 0
+    assert training.learning_rate == 1e-5 and training.lr_scheduler == "constant"
+    assert training.train_batch_size * training.gradient_accumulation_steps == 16
