@@ -118,9 +118,9 @@ class Objective:
         shape = (1,) if EXPECTED_DIMS[self.layout] == 1 else (1, 2)
         error = torch.full(shape, 0.1, dtype=torch.float64)
         loser = error if self.needs_loser else None
-        time = torch.zeros(1, dtype=torch.long)
-        snr = torch.ones(2, dtype=torch.float64)
-        record = PairErrors(error, loser, error, loser, timesteps=time, snr=snr * torch.tensor([1.0, 2.0]), max_steps=1)
+        snr = torch.tensor([1.0, 2.0], dtype=torch.float64)
+        timesteps = torch.zeros(1, dtype=torch.long)
+        record = PairErrors(error, loser, error, loser, timesteps=timesteps, snr=snr, max_steps=1)
         return float(self(record).loss[0])
 
     def check_model(self, num_timesteps: int, snr: Tensor) -> None:

@@ -57,7 +57,8 @@ class MinSnr(TimestepWeight):
     gamma: float = Field(default=5.0, gt=0, description="SNR above which the weight stops growing")
 
     def __call__(self, inputs: PairErrors) -> Tensor:
-        snr = inputs.required("snr")[inputs.required("timesteps")]
+        timesteps = inputs.required("timesteps")
+        snr = inputs.required("snr").to(timesteps.device)[timesteps]
         return snr.clamp(max=self.gamma) * CLEAN_ERROR_PER_ERROR[inputs.prediction_type](snr)
 
 
@@ -70,9 +71,10 @@ class NoiseLevel(TimestepWeight):
     name: Literal["noise_level"] = "noise_level"
 
     def __call__(self, inputs: PairErrors) -> Tensor:
-        level = inputs.required("snr").rsqrt()
+        timesteps = inputs.required("timesteps")
+        level = inputs.required("snr").to(timesteps.device).rsqrt()
         low, high = level.min(), level.max()
-        return 1.0 + (level[inputs.required("timesteps")] - low) / (high - low)
+        return 1.0 + (level[timesteps] - low) / (high - low)
 
     def check_schedule(self, snr: Tensor) -> None:
         """The weight is infinite where there is no signal at all."""

@@ -120,16 +120,16 @@ class PairErrors:
             found = "no margins" if margins is None else "one margin without a name"
             raise UserError(f"the objective reads the reward margin {name or ''!r}", found, "add it to the data")
         if isinstance(margins, Tensor):
-            return margins
+            return margins.to(self.policy_winner.dtype)
         if name is None and len(margins) == 1:
-            return next(iter(margins.values()))
+            return next(iter(margins.values())).to(self.policy_winner.dtype)
         if name is None or name not in margins:
             raise UserError(
                 "the objective must be told which reward margin to read" if name is None else "unknown reward margin",
                 found=f"{name!r}; the data hold: {', '.join(margins) or 'none'}",
                 fix="name one of them in the slot that reads margins",
             )
-        return margins[name]
+        return margins[name].to(self.policy_winner.dtype)
 
     @property
     def e_w(self) -> Tensor:

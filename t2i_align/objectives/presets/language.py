@@ -118,7 +118,8 @@ LANGUAGE_PRESETS: dict[str, Preset] = {
     "discopop": Preset(
         Full(), Discopop(),
         formula="(1-b) sp(-z) + b exp(-z), b = s(z / temperature)", paper="DiscoPOP, arXiv 2406.08414",
-        at_init="(1 + log 2)/2", note="Not monotone near z = 0.",
+        at_init="(1 + log 2)/2",
+        note="At its published temperature the slope at z = 0 has the wrong sign: it starts by lowering z.",
     ),
     "aot": Preset(
         Full(), Aot(),

@@ -1,0 +1,111 @@
+"""What must hold at policy == reference: the value of the loss, and which way each error is pushed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from t2i_align.objectives import PairErrors, build
+from t2i_align.objectives.presets import PRESETS
+from tests.objectives.records import random_record, slopes
+
+LOG2 = math.log(2)
+VALUE_AT_INIT = {
+    "dpo": LOG2, "kto": 0.5, "mdpo": LOG2, "mipo": 0.25, "curriculum": None, "ipo": 0.25, "hinge": 1.0, "cdpo": LOG2,
+    "rdpo": LOG2, "dpo_shift": LOG2, "exo": -LOG2 - math.log(1e-3 * (1 - 1e-3)) / 2, "nca": 2 * LOG2, "bco": 2 * LOG2,
+    "apo_zero": 1.0, "apo_down": 1.0, "sppo_hard": 0.5, "discopop": (1 + LOG2) / 2, "aot": LOG2, "aot_unpaired": LOG2,
+}  # fmt: skip
+# sft has no loser; apo_down pushes only the loser at first; discopop's own slope at z = 0 has the wrong sign.
+SIGN_EXCEPTIONS = {"sft", "apo_down", "discopop"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_value_at_policy_equals_reference(name: str) -> None:
+    objective = build(name)
+    assert objective.value_at_init == (
+        pytest.approx(VALUE_AT_INIT[name], abs=1e-12) if VALUE_AT_INIT.get(name) else None
+    )
+    if VALUE_AT_INIT.get(name):
+        loss = objective(random_record(objective, at_reference=True)).loss
+        assert loss.tolist() == pytest.approx([VALUE_AT_INIT[name]] * 6, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("mapo", 0.1 + 0.1 * LOG2),
+        ("mapo_paper", 0.1 + LOG2 / 8),
+        ("orpo", 0.1 + 0.1 * LOG2),
+        ("cpo", 0.1 + LOG2),
+        ("simpo", math.log1p(math.exp(0.5))),
+        ("alphapo", math.log1p(math.exp(0.5))),
+    ],
+)
+def test_value_without_a_reference_where_the_errors_agree(name: str, value: float) -> None:
+    error = torch.full((2,), 0.1, dtype=torch.float64)
+    assert build(name)(PairErrors(error, error)).loss.tolist() == pytest.approx([value] * 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "per_log2"),
+    [
+        ("gapo", lambda r: 2 ** r.scores[:, 0] - 2 ** r.scores[:, 1]),
+        ("video_dpo_weight", lambda r: 0.72 / r.frequencies),
+        ("madpo", lambda r: torch.exp(-r.margins).clamp(0.5, 2)),
+        ("curriculum", lambda r: torch.ones(6)),
+    ],
+)
+def test_weighted_value_at_policy_equals_reference(name: str, per_log2) -> None:
+    objective = build(name)
+    record = random_record(objective, at_reference=True)
+    assert objective(record).loss.tolist() == pytest.approx((LOG2 * per_log2(record)).tolist())
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - SIGN_EXCEPTIONS - {"rankdpo"}))
+def test_winner_is_pulled_and_loser_pushed(name: str) -> None:
+    """g_w > 0 > g_l where policy == reference, or e_w == e_l without one: a reversed sign cannot hide."""
+    objective = build(name)
+    record = random_record(objective, at_reference=True)
+    if not objective.needs_reference:
+        error = record.policy_winner.detach()
+        record = PairErrors(error.clone().requires_grad_(), error.clone().requires_grad_())
+    found = slopes(objective, record)
+    assert (found["policy_winner"] > 0).all()
+    assert (found["policy_loser"] < 0).all()
+
+
+def test_ranked_best_is_pulled_and_worst_pushed() -> None:
+    objective = build("rankdpo")
+    record = random_record(objective, at_reference=True)
+    found = slopes(objective, record)["policy_winner"]
+    assert (found.gather(1, record.scores.argmax(1, keepdim=True)) > 0).all()
+    assert (found.gather(1, record.scores.argmin(1, keepdim=True)) < 0).all()
+
+
+def test_named_sign_exceptions() -> None:
+    record = random_record(build("dpo"), at_reference=True)
+    down = slopes(build("apo_down"), record)
+    assert down["policy_winner"].abs().max() < 1e-9 and (down["policy_loser"] < 0).all()
+    assert (slopes(build("discopop"), record)["policy_winner"] < 0).all()
+    assert (slopes(build("discopop", temperature=1.0), record)["policy_winner"] > 0).all()
+    assert (slopes(build("dpo", logit="reversed"), record)["policy_winner"] < 0).all()
+
+
+@pytest.mark.parametrize(("name", "slope"), [("dpo", 1250.0), ("hinge", 2500.0), ("cdpo", 1000.0), ("rdpo", 1562.5)])
+def test_published_slopes_at_init(name: str, slope: float) -> None:
+    """k sigmoid(0) and its relatives at beta = 5000, q = 0.1."""
+    found = slopes(build(name), random_record(build(name), at_reference=True))
+    assert found["policy_winner"].tolist() == pytest.approx([slope] * 6)
+    assert found["policy_loser"].tolist() == pytest.approx([-slope] * 6)
+
+
+def test_pure_margin_links_move_both_sides_alike_and_shift_does_not() -> None:
+    for name in ("dpo", "ipo", "hinge", "cdpo", "rdpo", "exo", "simpo"):
+        found = slopes(build(name), random_record(build(name)))
+        assert torch.allclose(found["policy_winner"], -found["policy_loser"], rtol=1e-12), name
+    found = slopes(build("dpo_shift", lam=0.6), random_record(build("dpo_shift")))
+    assert torch.allclose(found["policy_loser"], -0.6 * found["policy_winner"], rtol=1e-12)
+    found = slopes(build("cpo"), random_record(build("cpo")))
+    assert torch.allclose(found["policy_winner"], 1 - found["policy_loser"], rtol=1e-12)
