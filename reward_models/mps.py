@@ -95,7 +95,8 @@ class MPSNetwork(nn.Module):
 
     def keep_tokens(self, tokens: Tensor, condition: Tensor, threshold: float) -> Tensor:
         """Which prompt tokens [P, L, D] a condition [L, D] lets through, bool [P, L]; never none of a row."""
-        closest = (wide(tokens) @ wide(condition).T).amax(-1)
+        with torch.autocast(tokens.device.type, enabled=False):
+            closest = (wide(tokens) @ wide(condition).T).amax(-1)
         top = closest.amax(-1, keepdim=True)
         ratio = closest / torch.where(top == 0, torch.ones_like(top), top)
         return (ratio > threshold) | (closest == top)

@@ -1,0 +1,113 @@
+"""What a run leaves on disk: configuration, metrics, checkpoints, scorers; written by one process, renamed
+whole.
+
+    config.json         the resolved configuration
+    metrics.jsonl       one row per step, one per validation
+    checkpoint-N/       everything to resume bit for bit (accelerate's layout)
+    best/, final/       scorers that `load` reads
+    evaluation.json     held-out report of both
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from reward_models.errors import RewardModelError
+from reward_models.training.config import RewardTrainingConfig
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# Settings that may differ between the run and its continuation: they do not change any step.
+_FREE = {
+    "checkpoint",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "dataloader_num_workers",
+    "output_dir",
+    "resume_from_checkpoint",
+    "validation_steps",
+}
+
+
+class RunFolder:
+    """Paths and files of one run."""
+
+    def __init__(self, config: RewardTrainingConfig) -> None:
+        self.config, self.root = config, config.output_dir
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        found = [(int(m[1]), path) for path in self.root.glob("*") if (m := _CHECKPOINT.fullmatch(path.name))]
+        return [path for _, path in sorted(found)]
+
+    def checkpoint_to_resume(self) -> Path | None:
+        """The checkpoint the configuration asks for; None starts afresh, which needs an empty folder.
+
+        Raises:
+            RewardModelError: it is missing, belongs to another configuration, or would overwrite a run.
+        """
+        wanted = self.config.resume_from_checkpoint
+        if wanted is None:
+            if self.root.exists() and any(self.root.iterdir()):
+                raise RewardModelError(
+                    "the output folder is not empty",
+                    found=str(self.root),
+                    fix="choose a new output_dir, or resume_from_checkpoint: latest",
+                )
+            return None
+        if wanted == "latest":
+            done = self.checkpoints()
+            if not done and self.root.exists() and any(self.root.iterdir()):
+                shutil.rmtree(self.root)  # the run ended before its first checkpoint: nothing to keep
+            path = done[-1] if done else None
+        else:
+            path = Path(wanted)
+            if not path.is_dir():
+                raise RewardModelError("the checkpoint to resume from does not exist", found=wanted)
+        if path is not None:
+            self._same_configuration(path)
+        return path
+
+    def _same_configuration(self, checkpoint: Path) -> None:
+        before = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        now = json.loads(self.config.model_dump_json(by_alias=True))
+        changed = sorted(key for key in now if key not in _FREE and before.get(key) != now[key])
+        if changed:
+            raise RewardModelError(
+                "the checkpoint belongs to a run with other settings",
+                found="; ".join(f"{key}: {before.get(key)} then, {now[key]} now" for key in changed),
+                fix="restore them, or start in a new output_dir",
+            )
+
+    def start(self, resumed_step: int) -> None:
+        """Create the folder, write the configuration, drop metric rows later than the resumed step."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.write_json("config.json", json.loads(self.config.model_dump_json(by_alias=True)))
+        metrics = self.root / "metrics.jsonl"
+        rows = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+        kept = [row for row in rows if json.loads(row)["step"] <= resumed_step]
+        metrics.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one row to `metrics.jsonl`."""
+        with (self.root / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file completely or not at all."""
+        partial = self.root / f".{name}.partial"
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, self.root / name)
+
+    def finish_checkpoint(self, partial: Path, step: int) -> None:
+        """Rename a written checkpoint and remove the oldest beyond the limit."""
+        target = self.root / f"checkpoint-{step}"
+        shutil.copyfile(self.root / "config.json", partial / "config.json")
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(partial, target)
+        for old in self.checkpoints()[: -self.config.checkpoints_total_limit]:
+            shutil.rmtree(old)
