@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor
 
@@ -17,12 +16,13 @@ from t2i_align.errors import UserError
 from t2i_align.objectives.base import Choice, choose
 from t2i_align.objectives.types import PairErrors
 
-# Squared error of the predicted clean latents per unit of squared error of the prediction, given the SNR.
-CLEAN_ERROR_PER_ERROR: dict[str, Callable[[Tensor], Tensor]] = {
-    "epsilon": lambda snr: 1.0 / snr,
-    "v_prediction": lambda snr: 1.0 / (snr + 1.0),
-    "flow_prediction": lambda snr: 1.0 / (1.0 + snr.sqrt()).square(),
-    "sample": torch.ones_like,
+# Weight on the error of a prediction that puts min(SNR, gamma) on the error of the clean latents it implies. Written so
+# that the ends of a schedule, SNR 0 and infinity, have their limits.
+MIN_SNR: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "epsilon": lambda snr, gamma: (gamma / snr).clamp(max=1.0),
+    "v_prediction": lambda snr, gamma: snr.clamp(max=gamma) / (snr + 1.0),
+    "flow_prediction": lambda snr, gamma: snr.clamp(max=gamma) / (1.0 + snr.sqrt()).square(),
+    "sample": lambda snr, gamma: snr.clamp(max=gamma),
 }
 
 
@@ -57,9 +57,15 @@ class MinSnr(TimestepWeight):
     gamma: float = Field(default=5.0, gt=0, description="SNR above which the weight stops growing")
 
     def __call__(self, inputs: PairErrors) -> Tensor:
+        if inputs.prediction_type not in MIN_SNR:
+            raise UserError(
+                "timestep weighting 'min_snr' is not defined for this error metric",
+                found=f"errors measured in {inputs.prediction_type}",
+                fix=f"it knows {', '.join(MIN_SNR)}; use weighting: none otherwise",
+            )
         timesteps = inputs.required("timesteps")
         snr = inputs.required("snr").to(timesteps.device)[timesteps]
-        return snr.clamp(max=self.gamma) * CLEAN_ERROR_PER_ERROR[inputs.prediction_type](snr)
+        return MIN_SNR[inputs.prediction_type](snr, self.gamma)
 
 
 class NoiseLevel(TimestepWeight):

@@ -132,3 +132,10 @@ def test_the_documentation_names_every_preset_and_choice() -> None:
     text = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text()
     names = [*PRESETS, *(name for choices in SLOTS.values() for name in choices), *TIMESTEP_WEIGHTS]
     assert not [name for name in names if f"`{name}`" not in text]
+
+
+def test_the_documented_example_runs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text()
+    namespace: dict[str, Any] = {}
+    exec(text.split("```python\n")[1].split("```")[0], namespace)
+    assert namespace["output"].loss.shape == (2,)

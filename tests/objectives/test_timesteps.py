@@ -76,6 +76,15 @@ def test_min_snr_by_hand() -> None:
         assert found.tolist() == pytest.approx(values)
 
 
+def test_min_snr_at_the_ends_of_a_schedule() -> None:
+    snr = torch.tensor([math.inf, 0.0])
+    for prediction_type, ends in {"epsilon": [0, 1], "v_prediction": [0, 0], "sample": [5, 0]}.items():
+        record = PairErrors(torch.ones(2), timesteps=torch.tensor([0, 1]), snr=snr, prediction_type=prediction_type)
+        assert build("sft", timestep={"weighting": "min_snr"})(record).loss.tolist() == ends
+    with pytest.raises(UserError, match="not defined for this error metric"):
+        build("sft", timestep={"weighting": "min_snr"})(replace(record, prediction_type="features"))
+
+
 def test_noise_level_refuses_a_schedule_without_signal() -> None:
     objective = build("dpo", timestep={"weighting": "noise_level"})
     objective.check_model(1000, torch.tensor([2.0, 1.0]))
