@@ -75,10 +75,10 @@ def run(
     folders = {name: Path(output_dir) / name for name in models}
     todo: dict[str, list[Picture]] = {}
     for name, model in models.items():  # every folder is looked at before the first picture is made
+        description, contents = _identify(model, base)
         settings = Settings(
-            model=str(model),
-            fingerprint=_model_fingerprint(model),
-            base=None if base is None else f"{base} {_model_fingerprint(base)}".strip(),
+            model=description,
+            fingerprint=contents,
             num_inference_steps=num_inference_steps,
             guidance_scale=float(guidance_scale),
             seed=seed,
@@ -156,13 +156,30 @@ def _load(model: str | Path, base: str | Path | None, precision: str, device: st
     return load_for_sampling(str(model), None if base is None else str(base), dtype, device)
 
 
-def _model_fingerprint(model: str | Path) -> str:
-    """Contents hash of a local model; hub ids are identified by their name alone."""
-    if str(model).startswith("shapes:"):
+def _identify(model: str | Path, base: str | Path | None) -> tuple[str, str]:
+    """What a model argument means in words, and a hash of the weights behind it.
+
+    Only what is sampled from counts: a run folder's checkpoints and logs may change. A model that is not on this
+    machine yet is known by its hub id and revision.
+    """
+    from t2i_align.backbones import identify_model
+
+    source = identify_model(str(model), None if base is None else str(base))
+    config = source.base
+    parts = [_contents(config.pretrained_model_name_or_path, config.revision), config.variant or ""]
+    if config.pretrained_vae_model_name_or_path:
+        parts.append(_contents(config.pretrained_vae_model_name_or_path, None))
+    if source.weights is not None:
+        parts.append(fingerprint(source.weights))
+    return source.description, " ".join(part for part in parts if part)
+
+
+def _contents(name: str, revision: str | None) -> str:
+    if name.startswith("shapes:"):
         from t2i_align.shapes import assets
 
-        model = assets.resolve(str(model))
-    return fingerprint(Path(model)) if Path(model).exists() else ""
+        name = str(assets.resolve(name))
+    return fingerprint(Path(name)) if Path(name).exists() else f"{name}@{revision or 'main'}"
 
 
 def _device_and_dtype(device: str | None, dtype: str | None) -> tuple[str, str]:

@@ -44,11 +44,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything but the prompts that decides what the pictures look like."""
+    """Everything but the prompts that decides what the pictures look like.
+
+    Attributes:
+        model: in words, for the reader; a folder may be moved, so it is not compared.
+        fingerprint: of the weights, by which the model is recognised.
+    """
 
     model: str
     fingerprint: str
-    base: str | None
     num_inference_steps: int
     guidance_scale: float
     seed: int
@@ -147,7 +151,7 @@ def fingerprint(path: Path) -> str:
 
 
 def _require_same(folder: Path, found: dict, wanted: dict) -> None:
-    different = {key: value for key, value in wanted.items() if found.get(key) != value}
+    different = {key: value for key, value in wanted.items() if key != "model" and found.get(key) != value}
     if different:
         listed = [f"{key} {found.get(key)!r}, now {value!r}" for key, value in different.items()]
         raise _refused(folder, "settings", "; ".join(listed))

@@ -199,3 +199,23 @@ def test_grid_refuses_nonsense():
         grid([Image.new("RGB", (8, 8))], 1, captions=[])
     with pytest.raises(ValueError, match="needs a picture"):
         grid([], 1)
+
+
+def test_run_folder_is_known_by_its_export_alone(tiny_sdxl, tmp_path, monkeypatch):
+    """Logs and checkpoints of a run change, and folders are moved; neither makes the pictures stale."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_sdxl / "unet", run / "export" / "unet")
+    (run / "config.yaml").write_text(f"model:\n  pretrained_model_name_or_path: {tiny_sdxl}\n")
+    generate.run({"tuned": run}, PROMPTS[:1], tmp_path / "out", **QUICK)
+    (run / "metrics.jsonl").write_text("{}\n")
+    run.rename(tmp_path / "moved")
+    loaded = []
+    monkeypatch.setattr(generate, "_load", lambda *given: loaded.append(given))
+    generate.run({"tuned": tmp_path / "moved"}, PROMPTS[:1], tmp_path / "out", **QUICK)
+    assert not loaded
+
+
+def test_missing_model_is_explained_before_any_picture(tiny_sdxl, tmp_path):
+    with pytest.raises(UserError, match="does not exist|no model"):
+        generate.run({"base": tiny_sdxl, "tuned": tmp_path}, PROMPTS[:1], tmp_path / "out", **QUICK)
+    assert not list((tmp_path / "out").rglob("*.png"))
