@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 from t2i_align.errors import UserError
 
 
-def codec_dtype(config: dict, dtype: torch.dtype) -> torch.dtype:
+def codec_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:
     """Precision of the VAE in a run of `dtype`: float32 instead of float16 where the VAE overflows in it.
 
     ``force_upcast`` is the checkpoint's own statement (true unless it says otherwise; the SDXL VAE overflows, its "fp16

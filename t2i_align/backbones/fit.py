@@ -58,6 +58,21 @@ def check_component(folder: Path, kind: str, variant: str | None = None, needs_v
         )
 
 
+def check_fits_base(unet: Path, base: Path) -> None:
+    """Check that trained UNet weights are of the architecture of the base pipeline's ``unet/``.
+
+    Raises:
+        UserError: they are not; names keys and shapes.
+    """
+    problems = shape_problems(read_shapes(component_files(unet, None, True)), _unet_shapes(base))
+    if problems:
+        raise UserError(
+            "The UNet belongs to another architecture than the base model.",
+            f"{unet} on {base}: {summary(problems)}",
+            "give the base model it was trained on",
+        )
+
+
 def shape_problems(found: Shapes, expected: Shapes, allow_extra: bool = False) -> list[str]:
     """Differences between two sets of named shapes, in words; shape differences first."""
     different = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,11 @@ def load_backbone(
     model_index = read_model_index(folder)
     check_pipeline_weights(folder, model_index, config.variant)
     backbone_class = BACKBONES[model_index["_class_name"]]
-    dtypes = _dtypes(folder, config, dtype)
-    left_out = (*IGNORED, "unet") if encoders_only else IGNORED
-    pipeline = load_pipeline(folder, backbone_class, config.variant, dtypes, left_out)
+    given: dict[str, Any] = {"unet": None} if encoders_only else {}
     if config.pretrained_vae_model_name_or_path is not None:
-        pipeline.register_modules(vae=load_vae(config.pretrained_vae_model_name_or_path, dtype))
+        vae = load_vae(config.pretrained_vae_model_name_or_path, torch.float32)
+        given["vae"] = vae.to(codec_dtype(vae.config, dtype))
+    pipeline = load_pipeline(folder, backbone_class, config.variant, _dtypes(folder, config, dtype), given)
     with quiet_loading():
         pipeline.to(device)
     backbone = backbone_class(pipeline, device, dtype)
@@ -76,22 +76,27 @@ def load_pipeline(
     backbone_class: type[Backbone],
     variant: str | None,
     dtypes: torch.dtype | dict[str, torch.dtype],
-    left_out: tuple[str, ...] = IGNORED,
+    given: Mapping[str, Any] | None = None,
 ) -> DiffusionPipeline:
     """The plain diffusers pipeline of a checked folder, on the CPU.
+
+    Args:
+        folder, backbone_class: where and what.
+        variant: file variant.
+        dtypes: storage dtype, or one per component with ``default``.
+        given: components to use instead of the folder's; None leaves a component out.
 
     Raises:
         UserError: diffusers could not load it.
     """
     pipeline_class = backbone_class.pipeline_class
     index = read_model_index(folder)
-    absent: dict[str, Any] = {name: None for name in left_out if name in index}
-    if "add_watermarker" in pipeline_class.__init__.__annotations__:
-        absent["add_watermarker"] = False  # base and tuned pictures are compared by pixels
-    if "requires_safety_checker" in pipeline_class.__init__.__annotations__:
-        absent["requires_safety_checker"] = False
+    components = {name: part for name, part in {**dict.fromkeys(IGNORED), **(given or {})}.items() if name in index}
+    options = {"add_watermarker": False, "requires_safety_checker": False}  # pictures are compared by pixels
+    known = pipeline_class.__init__.__annotations__
+    components.update({name: value for name, value in options.items() if name in known})
     with quiet_loading(), loading_errors(str(folder)):
-        return pipeline_class.from_pretrained(folder, variant=variant, dtype=dtypes, **absent)
+        return pipeline_class.from_pretrained(folder, variant=variant, dtype=dtypes, **components)
 
 
 def load_vae(name: str, dtype: torch.dtype) -> AutoencoderKL:
@@ -102,8 +107,7 @@ def load_vae(name: str, dtype: torch.dtype) -> AutoencoderKL:
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if (folder / MODEL_INDEX).is_file():
-            folder = folder / "vae"
+        folder = folder / "vae" if (folder / MODEL_INDEX).is_file() else folder
         found = read_json(folder / "config.json").get("_class_name") if folder.is_dir() else "no folder"
         if found != "AutoencoderKL":
             raise UserError(
@@ -113,8 +117,7 @@ def load_vae(name: str, dtype: torch.dtype) -> AutoencoderKL:
             )
         check_component(folder, "vae")
     with quiet_loading(), loading_errors(name):
-        config = AutoencoderKL.load_config(folder if folder.is_dir() else name)
-        return AutoencoderKL.from_pretrained(folder if folder.is_dir() else name, dtype=codec_dtype(config, dtype))
+        return AutoencoderKL.from_pretrained(folder if folder.is_dir() else name, dtype=dtype)
 
 
 @contextmanager

@@ -43,8 +43,8 @@ def autocast_inside(network: nn.Module, device: torch.device, dtype: torch.dtype
 def frozen_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy that never trains, in evaluation mode.
 
-    Under autocast to `dtype` it returns what the float32 original returns, in half the memory: only layers whose weights
-    autocast would round anyway are stored in `dtype`; normalisations keep float32.
+    Under autocast to `dtype` it returns what the float32 original returns, in half the memory: only layers whose
+    weights autocast would round anyway are stored in `dtype`; normalisations keep float32.
     """
     clone = copy.deepcopy(network).eval().requires_grad_(False)
     if dtype != torch.float32:

@@ -1,0 +1,164 @@
+"""``load_for_sampling``: from anything that names a model to a plain diffusers pipeline."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from pydantic import ValidationError
+
+from t2i_align.backbones.fit import check_component, check_fits_base, check_pipeline_weights
+from t2i_align.backbones.folders import BUILT_IN, MODEL_INDEX, read_json, read_model_index, resolve_folder
+from t2i_align.backbones.loading import BACKBONES, load_pipeline, load_vae, loading_errors, quiet_loading
+from t2i_align.backbones.lora_files import LORA_FILE, apply_lora
+from t2i_align.backbones.trainable import TRAINABLE_FILE
+from t2i_align.config.schema import ModelConfig
+from t2i_align.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["pipeline", "lora", "unet"]
+RUN_CONFIG = "config.yaml"
+EXPORT = "export"
+
+
+@dataclass(frozen=True)
+class SamplingModel:
+    """What a model argument means.
+
+    Attributes:
+        kind: a whole pipeline, a LoRA file, or a UNet folder.
+        base: the pipeline, as a `ModelConfig` section (address, revision, variant, VAE).
+        weights: LoRA file or UNet folder; None for a pipeline.
+    """
+
+    kind: Kind
+    base: ModelConfig
+    weights: Path | None = None
+
+    @property
+    def description(self) -> str:
+        """What will be loaded, in one line."""
+        base = self.base.pretrained_model_name_or_path
+        base += f" (variant {self.base.variant})" if self.base.variant else ""
+        if self.base.pretrained_vae_model_name_or_path:
+            base += f" with the VAE {self.base.pretrained_vae_model_name_or_path}"
+        if self.kind == "pipeline":
+            return f"pipeline {base}"
+        return f"{'LoRA' if self.kind == 'lora' else 'UNet'} {self.weights} on {base}"
+
+
+def load_for_sampling(
+    model: str, base: str | None, dtype: torch.dtype, device: torch.device | str
+) -> DiffusionPipeline:
+    """A plain diffusers pipeline, ready to call; what was loaded is logged.
+
+    Args:
+        model: pipeline folder, hub id, ``shapes:base``, run folder, export folder, LoRA file, or UNet folder.
+        base: the pipeline under a LoRA or UNet; None takes the one it was trained on. Whole pipelines do not read it.
+        dtype: of the weights.
+        device: where it runs.
+
+    Raises:
+        UserError: not found, damaged, or of another architecture than its base.
+    """
+    source = identify_model(model, base)
+    config = source.base
+    folder = resolve_folder(config.pretrained_model_name_or_path, tuple(BACKBONES), config.revision, config.variant)
+    index = read_model_index(folder)
+    check_pipeline_weights(folder, index, config.variant)
+    given: dict[str, Any] = {}
+    if source.kind == "unet":
+        given["unet"] = _load_unet(source.weights, folder, dtype)
+    if config.pretrained_vae_model_name_or_path is not None:
+        given["vae"] = load_vae(config.pretrained_vae_model_name_or_path, dtype)
+    pipeline = load_pipeline(folder, BACKBONES[index["_class_name"]], config.variant, dtype, given)
+    loaded = f"{index['_class_name']}: {source.description}"
+    if source.kind == "lora":
+        loaded += f", {apply_lora(pipeline, source.weights)} layers adapted"
+    logger.info("loaded %s", loaded)
+    with quiet_loading():
+        return pipeline.to(device)
+
+
+def identify_model(model: str, base: str | None = None) -> SamplingModel:
+    """Say what `model` is, without loading it; arguments as for `load_for_sampling`.
+
+    Raises:
+        UserError: nothing that can be sampled from, or a LoRA or UNet whose base is unknown.
+    """
+    path = Path(model).expanduser()
+    if model.startswith(BUILT_IN) or not path.exists():
+        return SamplingModel("pipeline", _base(model))
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise UserError("A model file must be a LoRA in safetensors.", str(path), "convert it, or give a folder")
+        return SamplingModel("lora", _base_of(path.parent, base), path)
+    if (path / MODEL_INDEX).is_file():
+        return SamplingModel("pipeline", _base(model))
+    if (path / EXPORT).is_dir():
+        path = path / EXPORT
+    if (path / LORA_FILE).is_file():
+        return SamplingModel("lora", _base_of(path, base), path / LORA_FILE)
+    for folder in (path / "unet", path):
+        if _is_unet(folder):
+            return SamplingModel("unet", _base_of(path, base), folder)
+    raise _nothing_there(path)
+
+
+def _load_unet(weights: Path, base: Path, dtype: torch.dtype) -> UNet2DConditionModel:
+    check_component(weights, "unet")
+    check_fits_base(weights, base / "unet")
+    with quiet_loading(), loading_errors(str(weights)):
+        return UNet2DConditionModel.from_pretrained(weights, dtype=dtype)
+
+
+def _base(name: str) -> ModelConfig:
+    return ModelConfig(pretrained_model_name_or_path=name)
+
+
+def _base_of(folder: Path, base: str | None) -> ModelConfig:
+    """The base as asked for, or as recorded by the run: beside the weights, or one folder up."""
+    if base is not None:
+        return _base(base)
+    for place in (folder, folder.parent):
+        file = place / RUN_CONFIG
+        if file.is_file():
+            try:
+                return ModelConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))["model"])
+            except (yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
+                raise UserError("The run's configuration cannot be read.", f"{file}: {error}", "give --base") from error
+    raise UserError(
+        "The base model of these weights is unknown.",
+        f"{folder} has no {RUN_CONFIG}",
+        "give the model they were trained on with --base",
+    )
+
+
+def _is_unet(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.is_file() and read_json(config).get("_class_name") == "UNet2DConditionModel"
+
+
+def _nothing_there(path: Path) -> UserError:
+    if (path / TRAINABLE_FILE).is_file():
+        return UserError(
+            "A checkpoint is for resuming; its weights are not portable.",
+            str(path),
+            f"run t2i-align export {path} --out DIR, and sample from DIR",
+        )
+    if (path / RUN_CONFIG).is_file():
+        return UserError(
+            "The run has no export yet.", str(path), f"let it finish, or run t2i-align export {path} --out DIR"
+        )
+    inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+    return UserError(
+        "There is no model in this folder.",
+        f"{path} holds {inside}",
+        f"give a folder with {MODEL_INDEX}, {LORA_FILE} or unet/, a LoRA file, a hub id, or shapes:base",
+    )
