@@ -90,7 +90,9 @@ def picture_bytes(value: Any, folder: Path | None = None) -> bytes:
         value = value.get("bytes")
     if not value:
         raise UndecodableImage("the picture is missing (empty cell)")
-    return bytes(value)
+    if not isinstance(value, bytes):
+        raise UndecodableImage(f"the cell holds {type(value).__name__}, not an encoded picture")
+    return value
 
 
 def read_picture(path: Path) -> bytes:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64 * 1024**2  # 8192 x 8192; a small file can claim far more and exhaust memory when decoded
 BACKGROUND = (255, 255, 255)
+# What Pillow's decoders were seen to raise on damaged files; not MemoryError, which is ours to hear of.
+DAMAGED = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, RuntimeError, struct.error, zlib.error)
 
 
 class UndecodableImage(Exception):
@@ -33,12 +37,7 @@ def decode(data: bytes) -> Image.Image:
         raise UndecodableImage(f"not a picture in a known format ({len(data)} bytes)") from error
     except Image.DecompressionBombError as error:
         raise UndecodableImage(f"decompression bomb: {error}") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-    ) as error:  # what Pillow's decoders raise on damaged files
+    except DAMAGED as error:
         raise UndecodableImage(str(error) or type(error).__name__) from error
 
 

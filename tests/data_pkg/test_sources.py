@@ -131,6 +131,11 @@ class TestParquet:
         with pytest.raises(UndecodableImage, match="empty cell"):
             source.images(0)
 
+    def test_cell_that_is_no_picture(self, tmp_path: Path) -> None:
+        source = open_source(data_config(write_parquet(tmp_path / "p.parquet", pickapic([1.0], jpg_0=["a.jpg"]))))
+        with pytest.raises(UndecodableImage, match="the cell holds str"):
+            source.images(0)
+
     def test_fingerprint_changes_with_pictures_and_captions_only(self, tmp_path: Path) -> None:
         def fingerprint(name: str, columns: dict) -> str:
             return open_table(str(write_parquet(tmp_path / name, columns))).fingerprint

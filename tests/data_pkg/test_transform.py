@@ -58,6 +58,21 @@ class TestDecoding:
         with pytest.raises(UndecodableImage):
             decode(data[: len(data) // 2])
 
+    @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "AVIF"])
+    def test_any_damage_is_reported_in_one_way(self, format: str) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        whole = encoded(picture(0, 24, 20), format, **({} if format == "GIF" else {"exif": exif}))
+        draws = np.random.default_rng(0)
+        for _ in range(100):
+            data = bytearray(whole)
+            for at in draws.integers(0, min(len(data), 200), 5):
+                data[at] = draws.integers(256)
+            try:
+                assert decode(bytes(data)).mode == "RGB"
+            except UndecodableImage as error:
+                assert str(error)
+
     def test_bomb(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pictures, "MAX_PIXELS", 100)
         with pytest.raises(UndecodableImage, match="16 x 16 pixels, more than 100"):
