@@ -39,6 +39,11 @@ class Key:
         return self.path.rpartition(".")[0]
 
     @property
+    def summary(self) -> str:
+        """First sentence of the description."""
+        return self.description.partition(". ")[0].rstrip(".")
+
+    @property
     def name(self) -> str:
         """Last part of the path."""
         return self.path.rpartition(".")[2]

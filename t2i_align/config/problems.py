@@ -68,14 +68,18 @@ def _from_details(details: dict[str, Any]) -> Problem:
         return Problem(path, cause.what, cause.found, cause.fix)
     key = _known(path)
     if kind == "missing":
-        wanted = f"{key.type} ({key.description})" if key else "a value"
-        return Problem(path, "required key is missing", fix=f"set it to {wanted}")
+        return Problem(path, "required key is missing", fix=_set_to(key) if key else "set it")
     message = details["msg"].removeprefix("Value error, ")
     if key is None or kind == "value_error":
         return Problem(path, message, in_words(value))
     near = _near_choice(key, value)
-    fix = f"did you mean {near!r}?" if near else f"set it to {key.type} ({key.description})"
+    fix = f"did you mean {near!r}?" if near else _set_to(key)
     return Problem(path, f"expected {key.type}", in_words(value), fix)
+
+
+def _set_to(key: Key) -> str:
+    wanted = "a section with keys" if key.is_section else key.type
+    return f"set it to {wanted} ({key.summary})"
 
 
 def _unknown(path: str, value: Any) -> Problem:

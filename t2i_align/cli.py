@@ -1,0 +1,99 @@
+"""The ``t2i-align`` command: one place where commands are listed and where errors become messages."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from t2i_align import __version__
+from t2i_align.commands import config, data, demo, evaluate, export, objectives, shapes, train
+from t2i_align.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+class Root(TyperGroup):
+    """Turns what a user can put right into one message; any other exception is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            typer.echo(str(stop) or "Interrupted.", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from stop
+        except Exception as error:
+            if ctx.params.get("debug") or not _is_users(error):
+                raise
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(EXIT_USER_ERROR) from error
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether the message is meant for the user. reward_models has an error type of its own and no import here."""
+    if isinstance(error, UserError):
+        return True
+    errors = sys.modules.get("reward_models.errors")
+    return errors is not None and isinstance(error, errors.RewardModelError)
+
+
+app = typer.Typer(
+    cls=Root,
+    name="t2i-align",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"t2i_align {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and results.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Align text-to-image diffusion models with human preferences."""
+    _log_to_stderr(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
+
+
+def _log_to_stderr(level: int) -> None:
+    """Messages of our packages as plain lines, from the main process only; libraries keep their own settings."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    is_main = os.environ.get("RANK", "0") == "0"
+    for name in ("t2i_align", "reward_models"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(level if is_main else max(level, logging.WARNING))
+        logger.propagate = False
+
+
+app.command()(train.train)
+app.command()(evaluate.generate)
+app.command()(evaluate.evaluate)
+app.command()(export.export)
+app.command()(demo.demo)
+app.add_typer(data.app, name="data")
+app.add_typer(config.app, name="config")
+app.add_typer(objectives.app, name="objectives")
+app.add_typer(shapes.app, name="shapes")
+
+
+def main() -> None:
+    """Entry point of the console script and of ``python -m t2i_align``."""
+    app()

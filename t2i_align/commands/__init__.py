@@ -1,0 +1,1 @@
+"""One module per group of commands: argument wiring only, heavy imports inside the functions."""

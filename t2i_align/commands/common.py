@@ -1,0 +1,82 @@
+"""What several commands share: argument forms, and how a command ends when something goes wrong."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from t2i_align.errors import UserError
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a run.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY.PATH=VALUE", help="Values that win over the file.", show_default=False),
+]
+OutputDir = Annotated[Path, typer.Option("--output-dir", "-o", help="Folder to write into.", show_default=False)]
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended a command in good order; the message says how to go on."""
+
+
+def named_models(words: Iterable[str]) -> dict[str, str]:
+    """``NAME=MODEL`` words as a mapping; a bare MODEL is named after its last folder, ``shapes:base`` is base.
+
+    Raises:
+        UserError: an empty name or model, or one name twice.
+    """
+    models: dict[str, str] = {}
+    for word in words:
+        name, equals, model = word.partition("=")
+        if not equals:
+            model = word
+            name = "base" if word == "shapes:base" else re.sub(r"[^\w.-]+", "-", Path(word).name)
+        if not name or not model:
+            raise UserError("models must be written NAME=MODEL", repr(word), "for example tuned=runs/dpo/export")
+        if name in models:
+            raise UserError(
+                "two models have the same name", f"{name}: {models[name]} and {model}", "name them: NAME=MODEL"
+            )
+        models[name] = model
+    return models
+
+
+def named_values(words: Sequence[str] | None, option: str) -> dict[str, str]:
+    """Repeated ``NAME=VALUE`` options as a mapping.
+
+    Raises:
+        UserError: a word without a name or a value.
+    """
+    values = {}
+    for word in words or ():
+        name, _, value = word.partition("=")
+        if not name or not value:
+            raise UserError(f"{option} must be written NAME=VALUE", repr(word), f"for example {option} tuned=runs/dpo")
+        values[name] = value
+    return values
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None] | None]:
+    """A callback (what, done, total) that draws a bar on stderr; None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    tasks: dict[str, TaskID] = {}
+    with Progress(console=Console(stderr=True)) as progress:
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield update

@@ -1,0 +1,90 @@
+"""``t2i-align data``: look at pairs, encode them once, bring them into one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from t2i_align.commands.common import ConfigFile, Overrides, progress_bar
+from t2i_align.errors import UserError
+
+if TYPE_CHECKING:
+    from t2i_align.config.schema import DataConfig
+
+YAML_SUFFIXES = (".yaml", ".yml")
+SOURCE_HELP = "Parquet file or folder, dataset folder or hub id, JSONL file, or shapes:pairs."
+app = typer.Typer(help="Check, cache and convert preference pairs.", no_args_is_help=True)
+
+
+@app.command()
+def check(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="CONFIG-OR-SOURCE", help=f"YAML file of a run, or: {SOURCE_HELP}", show_default=False),
+    ],
+    overrides: Overrides = None,
+) -> None:
+    """Report what would train: counts, ties, sizes, defects.
+
+    Every picture is decoded once. For a SOURCE, overrides name keys of the data section, for example
+    data.resolution=1024. Exits with 2 when the data cannot train.
+    """
+    from t2i_align.data.check import check as check_data
+
+    with progress_bar() as progress:
+        report = check_data(_data_section(target, overrides or []), progress)
+    print(report.render())
+    report.require_trainable()
+
+
+def _data_section(target: str, overrides: list[str]) -> DataConfig:
+    """The data section of a YAML file, or of a source with defaults for everything that is not overridden."""
+    from t2i_align.config.loading import load_config, load_data_section
+
+    if target.endswith(YAML_SUFFIXES):
+        return load_config(target, overrides).data
+    return load_data_section([f"data.source={target}", *overrides])
+
+
+@app.command()
+def cache(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Encode the pictures and prompts of a run once.
+
+    Writes data.cache_dir; only what is missing there is encoded.
+    """
+    from t2i_align.config.loading import load_config
+
+    run = load_config(config, overrides or ())
+    from t2i_align.data.cache import run as build
+
+    with progress_bar() as progress:
+        report = build(run, progress)
+    print(report.render())
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help=SOURCE_HELP, show_default=False)],
+    output: Annotated[Path, typer.Argument(help="A new .parquet file.", show_default=False)],
+    layout: Annotated[str, typer.Option("--format", help="auto, pickapic, jsonl or ranked.")] = "auto",
+    split: Annotated[str, typer.Option(help="Split of a dataset.")] = "train",
+    skip_undecodable: Annotated[
+        bool, typer.Option("--skip-undecodable", help="Leave such pairs out instead of refusing.")
+    ] = False,
+) -> None:
+    """Write any source as one parquet file.
+
+    The layout is that of Pick-a-Pic; pictures are copied byte for byte.
+    """
+    formats = ("auto", "pickapic", "jsonl", "ranked")
+    if layout not in formats:
+        raise UserError("unknown --format", repr(layout), f"use one of: {', '.join(formats)}")
+    from t2i_align.data.convert import convert as convert_data
+
+    with progress_bar() as progress:
+        report = convert_data(
+            source, output, format=layout, split=split, skip_undecodable=skip_undecodable, progress=progress
+        )
+    print(report.render())

@@ -1,0 +1,141 @@
+"""``t2i-align generate`` and ``t2i-align evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from t2i_align.commands.common import OutputDir, named_models, named_values
+
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="NAME=MODEL",
+        help="Diffusers folder, hub id, run folder, LoRA folder, or shapes:base; NAME= may be left out.",
+        show_default=False,
+    ),
+]
+Prompts = Annotated[
+    str, typer.Option(help="shapes (held-out prompts of the built-in world), or a .txt, .jsonl, .csv or .tsv file.")
+]
+SeedsPerPrompt = Annotated[int, typer.Option(min=1, help="Pictures per prompt.")]
+Steps = Annotated[int, typer.Option("--num-inference-steps", min=1, help="Denoising steps.")]
+Guidance = Annotated[float, typer.Option("--guidance-scale", min=0.0, help="Classifier-free guidance.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures sampled together.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the initial noise, the same for every model.")]
+Side = Annotated[int | None, typer.Option(min=8, help="Pixels; the model's own size by default.")]
+Base = Annotated[str | None, typer.Option(help="Base model of entries that are adapters only.")]
+Device = Annotated[str | None, typer.Option(help="Such as cuda:0; CUDA where there is one by default.")]
+Dtype = Annotated[str | None, typer.Option(help="fp32, fp16 or bf16; fp16 on CUDA, fp32 on a CPU by default.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace pictures made with other settings.")]
+
+
+def generate(
+    models: Models,
+    output_dir: OutputDir,
+    prompts: Prompts = "shapes",
+    seeds_per_prompt: SeedsPerPrompt = 1,
+    num_inference_steps: Steps = 25,
+    guidance_scale: Guidance = 5.0,
+    batch_size: BatchSize = 8,
+    seed: Seed = 0,
+    height: Side = None,
+    width: Side = None,
+    base: Base = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Sample models on the same prompts from the same noise.
+
+    A stopped command goes on where it was.
+    """
+    from t2i_align.evaluation.generate import run
+
+    folders = run(
+        named_models(models),
+        prompts,
+        output_dir,
+        seeds_per_prompt=seeds_per_prompt,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        batch_size=batch_size,
+        seed=seed,
+        height=height,
+        width=width,
+        base=base,
+        device=device,
+        dtype=dtype,
+        overwrite=overwrite,
+    )
+    for name, folder in folders.items():
+        print(f"{name}: {folder}")
+
+
+def evaluate(
+    models: Models,
+    output_dir: OutputDir,
+    prompts: Prompts = "shapes",
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(help="oracle (default), a reward model, or NAME=CHECKPOINT; may be repeated, the first judges."),
+    ] = None,
+    baseline: Annotated[str | None, typer.Option(help="Model the others are compared with; base or the first.")] = None,
+    control: Annotated[str | None, typer.Option(help="Model that must not win, trained on shuffled labels.")] = None,
+    run_folder: Annotated[
+        list[str] | None,
+        typer.Option("--run", metavar="NAME=FOLDER", help="Run folder of a model, for its training curves."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
+    tolerance: Annotated[float, typer.Option(min=0.0, help="Score differences up to this size are ties.")] = 0.0,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the bootstrap intervals.")] = 0.95,
+    seeds_per_prompt: SeedsPerPrompt = 1,
+    num_inference_steps: Steps = 25,
+    guidance_scale: Guidance = 5.0,
+    batch_size: BatchSize = 8,
+    seed: Seed = 0,
+    height: Side = None,
+    width: Side = None,
+    base: Base = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare models with a baseline and write a report.
+
+    Generates pictures, scores them, and writes report.html, which begins with the verdict, evaluation.json and
+    scores.parquet. A stopped command goes on where it was.
+    """
+    from t2i_align.evaluation.evaluate import REPORT_FILE, run
+
+    evaluation = run(
+        named_models(models),
+        prompts,
+        scorer or ["oracle"],
+        output_dir,
+        baseline=baseline,
+        control=control,
+        runs=named_values(run_folder, "--run"),
+        limit=limit,
+        seeds_per_prompt=seeds_per_prompt,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        batch_size=batch_size,
+        seed=seed,
+        height=height,
+        width=width,
+        base=base,
+        device=device,
+        dtype=dtype,
+        tolerance=tolerance,
+        confidence=confidence,
+        overwrite=overwrite,
+    )
+    for name in evaluation.subjects:
+        verdict = evaluation.verdict(name)
+        print(f"{verdict.headline}\n  {verdict.sentence}")
+    if (of_control := evaluation.control_verdict()) is not None:
+        print(f"{of_control.headline}\n  {of_control.sentence}")
+    print(f"Report: {Path(output_dir) / REPORT_FILE}")
