@@ -15,6 +15,7 @@ from t2i_align.data.cache_pictures import PictureBuilder
 from t2i_align.data.cache_store import CacheStore, key_of, write_shard
 from t2i_align.data.prefetch import map_ahead
 from t2i_align.data.selection import PairSource
+from t2i_align.data.wording import counted
 
 if TYPE_CHECKING:
     from t2i_align.backbones import Backbone
@@ -60,12 +61,13 @@ class CacheReport:
     def render(self) -> str:
         """A few lines of plain text."""
         lines = [
-            f"{self.pairs} pairs, {self.pictures} different pictures, {self.prompts} different prompts, "
+            f"{counted(self.pairs, 'pair')}, {counted(self.pictures, 'different picture')}, "
+            f"{counted(self.prompts, 'different prompt')}, "
             f"{self.bytes / 1e6:.1f} MB",
-            f"{self.encoded_pairs} pairs encoded now in {self.seconds:.1f} s",
+            f"{counted(self.encoded_pairs, 'pair')} encoded now in {self.seconds:.1f} s",
         ]
         if self.rejected:
-            lines.append(f"{len(self.rejected)} pairs left out because a picture cannot be decoded:")
+            lines.append(f"{counted(len(self.rejected), 'pair')} left out because a picture cannot be decoded:")
             lines += [f"  {text}" for text in self.rejected[:20]]
             lines += [f"  and {len(self.rejected) - 20} more"] if len(self.rejected) > 20 else []
         return "\n".join(lines)

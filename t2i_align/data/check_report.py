@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from t2i_align.data.wording import counted
 from t2i_align.errors import UserError
 
 SHOWN = 20
@@ -90,7 +91,7 @@ class DataReport:
             raise self.errors[0]
         if self.undecodable and not self.leaves_out_undecodable:
             raise UserError(
-                f"{len(self.undecodable)} pairs of {self.address} cannot be decoded.",
+                f"{counted(len(self.undecodable), 'pair')} of {self.address} cannot be decoded.",
                 "; ".join(self.undecodable[:3]),
                 "repair or remove them (t2i-align data convert --skip-undecodable), or set data.cache_dir: "
                 "a cache leaves them out",
@@ -111,8 +112,8 @@ class DataReport:
         ]
         text = "\n\n".join("\n".join(f"{name:<18}{value}" for name, value in lines) for lines in sections if lines)
         lists = [
-            _listed("rows that cannot be trained on", self.row_problems),
-            _listed("pairs that cannot be decoded", self.undecodable),
+            _listed("row", "that cannot be trained on", self.row_problems),
+            _listed("pair", "that cannot be decoded", self.undecodable),
         ]
         return "\n\n".join([text, *filter(None, lists), self._verdict()])
 
@@ -123,37 +124,37 @@ class DataReport:
         return f"{len(counts)}, pairs of each: most {counts[0]}, median {counts[len(counts) // 2]}, least {counts[-1]}"
 
     def _picture_lines(self) -> list[tuple[str, str]]:
-        pictures = self.pictures
-        if pictures.aspect_ratios is None:
+        seen = self.pictures
+        if seen.aspect_ratios is None:
             return []
-        sizes = ", ".join(f"{width} x {height} ({n})" for (width, height), n in pictures.sizes)
-        more = f" and {pictures.size_count - len(pictures.sizes)} more" if pictures.size_count > 5 else ""
-        least, median, most = pictures.aspect_ratios
+        sizes = ", ".join(f"{width} x {height} ({n})" for (width, height), n in seen.sizes)
+        more = f" and {seen.size_count - len(seen.sizes)} more" if seen.size_count > len(seen.sizes) else ""
+        least, median, most = seen.aspect_ratios
+        several = f"{seen.in_several_pairs} in several pairs, at most {seen.most_pairs}"
         return [
-            ("pictures", f"{pictures.different} different; {pictures.in_several_pairs} in several pairs, "
-             f"at most {pictures.most_pairs}"),
-            ("sizes", f"{sizes}{more}"),
+            ("pictures", f"{seen.different} different; {several}"),
+            ("sizes", sizes + more),
             ("width / height", f"{least:.2f} to {most:.2f}, median {median:.2f}"),
-            ("to be enlarged", f"{pictures.smaller_than_resolution} pictures smaller than data.resolution"),
-            ("unequal sizes", f"{pictures.pairs_of_unequal_size} pairs"),
-            ("same picture", f"{pictures.identical_pairs} pairs compare a picture with itself"),
-            ("repeated", f"{pictures.repeated_pairs} pairs, {pictures.contradictory_pairs} judged both ways"),
-        ]  # fmt: skip
+            ("to be enlarged", f"{counted(seen.smaller_than_resolution, 'picture')} smaller than data.resolution"),
+            ("unequal sizes", counted(seen.pairs_of_unequal_size, "pair")),
+            ("same picture", f"{counted(seen.identical_pairs, 'pair')} of a picture with itself"),
+            ("repeated", f"{counted(seen.repeated_pairs, 'pair')}, {seen.contradictory_pairs} judged both ways"),
+        ]
 
     def _heldout_lines(self) -> list[tuple[str, str]]:
         if self.heldout_pairs is None:
             return [("held out", "nothing")]
+        prompts = f"{counted(self.shared_prompts, 'prompt')} (their held-out pairs are left out)"
         return [
-            ("held out", f"{self.heldout_pairs} pairs{_counts(self.heldout_left_out)}"),
-            ("shared", f"{self.shared_prompts} prompts (their held-out pairs are left out), "
-             f"{self.shared_pictures} pictures"),
-        ]  # fmt: skip
+            ("held out", counted(self.heldout_pairs, "pair") + _counts(self.heldout_left_out)),
+            ("shared", f"{prompts}, {counted(self.shared_pictures, 'picture')}"),
+        ]
 
     def _verdict(self) -> str:
         if not self.is_trainable:
             return "This data cannot train."
         if self.undecodable:
-            return f"This data can train; {len(self.undecodable)} pairs will be left out of the cache."
+            return f"This data can train; {counted(len(self.undecodable), 'pair')} will be left out of the cache."
         return "This data can train."
 
 
@@ -161,8 +162,8 @@ def _counts(reasons: dict[str, int]) -> str:
     return "; left out: " + ", ".join(f"{n} {reason}" for reason, n in reasons.items()) if reasons else ""
 
 
-def _listed(title: str, items: list[str]) -> str:
+def _listed(noun: str, what: str, items: list[str]) -> str:
     if not items:
         return ""
     more = [f"  and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
-    return "\n".join([f"{len(items)} {title}:", *(f"  {item}" for item in items[:SHOWN]), *more])
+    return "\n".join([f"{counted(len(items), noun)} {what}:", *(f"  {item}" for item in items[:SHOWN]), *more])

@@ -17,6 +17,7 @@ from t2i_align.data.cache_store import key_of
 from t2i_align.data.pictures import UndecodableImage, decode
 from t2i_align.data.selection import PairSource
 from t2i_align.data.sources import open_source
+from t2i_align.data.wording import counted
 from t2i_align.errors import UserError
 
 ROWS_PER_GROUP = 64  # what one random read costs
@@ -39,9 +40,9 @@ class ConvertReport:
 
     def render(self) -> str:
         """A few lines of plain text."""
-        lines = [f"{self.pairs} pairs written to {self.output}"]
+        lines = [f"{counted(self.pairs, 'pair')} written to {self.output}"]
         if self.skipped:
-            lines += [f"{len(self.skipped)} pairs left out:", *(f"  {text}" for text in self.skipped)]
+            lines += [f"{counted(len(self.skipped), 'pair')} left out:", *(f"  {text}" for text in self.skipped)]
         return "\n".join(lines)
 
 

@@ -154,6 +154,8 @@ def select(
     table.raise_problems()
     columns, left_out = table.columns, dict(table.columns.skipped)
     rows = _split(table, config.heldout_fraction, which)
+    if which == "train":
+        left_out["held out"] = len(table) - len(rows)
     if other_prompts:
         shared = np.array([normalise(columns.captions[row]) in other_prompts for row in rows.tolist()], dtype=bool)
         left_out["prompt is in the training set"] = int(shared.sum())

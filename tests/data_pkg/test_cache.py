@@ -115,7 +115,7 @@ class TestUndecodablePictures:
         report = build_cache(config, FakeBackbone(), shard_pairs=2)
         assert report.pairs == 3 and len(report.rejected) == 1
         assert report.rejected[0].startswith("p.parquet row 1: not a picture")
-        assert "1 pairs left out" in report.render()
+        assert "1 pair left out" in report.render()
         (reader,) = open_cache(config, FakeBackbone(), [open_source(config)])
         assert reader.source.pair_ids() == ["0", "2", "3"]
         assert reader.source.left_out == {"picture that cannot be decoded": 1}

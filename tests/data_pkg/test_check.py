@@ -96,7 +96,7 @@ def test_leaks_into_the_held_out_data(tmp_path: Path) -> None:
     report = check(data_config(training, heldout_source=str(held_out)))
     assert (report.heldout_pairs, report.shared_prompts, report.shared_pictures) == (1, 1, 2)
     assert report.heldout_left_out == {"prompt is in the training set": 1, "tie": 1}
-    assert "1 prompts (their held-out pairs are left out), 2 pictures" in report.render()
+    assert "1 prompt (their held-out pairs are left out), 2 pictures" in report.render()
 
 
 def test_missing_picture_files(tmp_path: Path) -> None:
