@@ -1,0 +1,182 @@
+"""A rollout: sample with the current policy, branch at its steps, keep the pairs a scorer is sure of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from t2i_align.backbones import Backbone
+from t2i_align.backbones.embeddings import PromptEmbeddings
+from t2i_align.stepwise.batch import StepPairs
+from t2i_align.stepwise.brancher import RolloutAddress, branch, pick
+from t2i_align.stepwise.config import RolloutConfig
+from t2i_align.stepwise.continuation import CONTINUATIONS
+from t2i_align.stepwise.denoiser import GuidedDenoiser
+from t2i_align.stepwise.grid import StepGrid
+from t2i_align.stepwise.scorers import Candidates, LatentScorer, Scored
+from t2i_align.stepwise.selector import Selection, select, thresholds
+from t2i_align.stepwise.statistics import RolloutStatistics
+from t2i_align.stepwise.transition import GaussianTransition, TransitionKernel
+
+
+@dataclass(frozen=True, eq=False)
+class RolloutPrompts:
+    """N prompts to sample.
+
+    Attributes:
+        texts: as written.
+        indices: ``[N]`` long, their places in the prompt list.
+        embeddings: encoded.
+        time_ids: ``[N, 6]`` or None.
+    """
+
+    texts: list[str]
+    indices: Tensor
+    embeddings: PromptEmbeddings
+    time_ids: Tensor | None
+
+
+class Rollout:
+    """Samples prompts with the policy as it is and returns the accepted pairs.
+
+    At each branched step the K candidates cost one network pass: they are draws of one Gaussian. Sampling stops
+    after the last step that may be branched. Nothing here keeps a graph or touches the global random state.
+
+    Args:
+        config: the rollout section.
+        backbone: put into evaluation mode meanwhile.
+        denoiser: the guided policy.
+        kernel, grid: the sampler.
+        scorer: ranks candidates.
+        latent_shape: (C, h, w).
+    """
+
+    def __init__(
+        self,
+        config: RolloutConfig,
+        backbone: Backbone,
+        denoiser: GuidedDenoiser,
+        kernel: TransitionKernel,
+        grid: StepGrid,
+        scorer: LatentScorer,
+        latent_shape: tuple[int, ...],
+    ) -> None:
+        self._config, self._backbone, self._denoiser = config, backbone, denoiser
+        self._kernel, self._grid, self._scorer, self._shape = kernel, grid, scorer, latent_shape
+        parents, children = grid.tensors()
+        sigmas, limit = kernel.sigma(parents, children), config.threshold
+        self._thresholds = thresholds(limit.schedule, limit.low, limit.high, parents, sigmas)
+        highest = int(parents.max()) if config.highest_timestep is None else config.highest_timestep
+        # A step without noise has no density, hence no pair.
+        self.branched = (parents >= config.lowest_timestep) & (parents <= highest) & (sigmas > 0)
+
+    @torch.no_grad()
+    def run(
+        self, prompts: RolloutPrompts, address: RolloutAddress, version: int
+    ) -> tuple[StepPairs, RolloutStatistics]:
+        """Sample N prompts.
+
+        Args:
+            prompts: what to sample.
+            address: of the random numbers; ``positions`` has N entries.
+            version: optimiser steps made so far, kept with the pairs.
+        """
+        statistics = RolloutStatistics(self._backbone.num_train_timesteps)
+        pairs: list[StepPairs] = [StepPairs.empty(self._shape, self._backbone.device)]
+        latents = address.initial_noise(self._shape).to(self._backbone.device)
+        output: Tensor | None = None
+        with _evaluating(self._backbone), self._denoiser.purpose("rollout"):
+            for step in range(self._last_step() + 1):
+                parents, children = self._times(step, len(latents))
+                if output is None:
+                    output = self._denoiser(latents, parents, prompts.embeddings, prompts.time_ids)
+                transition = self._kernel.transition(output, latents, parents, children)
+                if not self.branched[step]:
+                    noise = address.step_noise(self._shape, step, 0)
+                    latents, output = transition.sample(noise.to(latents.device)), None
+                    continue
+                candidates = branch(transition, self._config.candidates, address, step)
+                scored = self._score(candidates, prompts, step)
+                selection = select(scored.scores, float(self._thresholds[step]))
+                statistics.add(self._grid.parents[step], scored.scores, selection)
+                pairs.append(self._accepted(latents, candidates, transition, selection, prompts, step, version))
+                chosen = CONTINUATIONS[self._config.continuation](selection, address, step, len(candidates))
+                latents = pick(candidates, chosen)
+                output = None if scored.outputs is None else pick(scored.outputs, chosen)
+        return StepPairs.cat(pairs), statistics
+
+    def dummy(self) -> StepPairs:
+        """One pair of zeros at a step that has a density, to fill up a batch with weight 0."""
+        step = int(self.branched.nonzero()[0])
+        latents, number = torch.zeros(1, *self._shape, device=self._backbone.device), torch.zeros(1)
+        parents, children = self._times(step, 1)
+        index, wide = torch.zeros(1, dtype=torch.long), number.double()
+        return StepPairs(latents, latents, latents, parents, children, number, number, wide, wide, index, index)
+
+    def _last_step(self) -> int:
+        steps = self.branched.nonzero().flatten()
+        return int(steps[-1]) if len(steps) else -1
+
+    def _times(self, step: int, count: int) -> tuple[Tensor, Tensor]:
+        """Parents and children of one step, ``[count]`` each."""
+        return torch.full((count,), self._grid.parents[step]), torch.full((count,), self._grid.children[step])
+
+    def _score(self, candidates: Tensor, prompts: RolloutPrompts, step: int) -> Scored:
+        """Scores ``[K, N]``, outputs ``[K, N, C, h, w]``."""
+        count, rows = candidates.shape[0], candidates.shape[0] * candidates.shape[1]
+        parents, children = self._times(step, rows)
+        ids = prompts.time_ids
+        scored = self._scorer(
+            Candidates(
+                latents=candidates.flatten(0, 1),
+                parents=parents,
+                children=children,
+                texts=prompts.texts * count,
+                prompt=prompts.embeddings.repeat(count),
+                time_ids=None if ids is None else ids.repeat(count, 1),
+            )
+        )
+        outputs = None if scored.outputs is None else scored.outputs.unflatten(0, candidates.shape[:2])
+        return Scored(scored.scores.unflatten(0, candidates.shape[:2]), outputs)
+
+    def _accepted(
+        self,
+        latents: Tensor,
+        candidates: Tensor,
+        transition: GaussianTransition,
+        selection: Selection,
+        prompts: RolloutPrompts,
+        step: int,
+        version: int,
+    ) -> StepPairs:
+        winner, loser = pick(candidates, selection.winner), pick(candidates, selection.loser)
+        parents, children = self._times(step, len(latents))
+        every = StepPairs(
+            parent=latents,
+            winner=winner,
+            loser=loser,
+            parents=parents,
+            children=children,
+            score_winner=selection.score_winner.cpu(),
+            score_loser=selection.score_loser.cpu(),
+            log_density_winner=transition.log_density(winner).double().cpu(),
+            log_density_loser=transition.log_density(loser).double().cpu(),
+            prompt=prompts.indices,
+            version=torch.full((len(latents),), version),
+        )
+        return every.index(selection.accepted.cpu())
+
+
+@contextmanager
+def _evaluating(backbone: Backbone) -> Iterator[None]:
+    """Without dropout; the mode before is restored, also on an error."""
+    training = backbone.unet.training
+    backbone.unet.eval()
+    try:
+        yield
+    finally:
+        backbone.unet.train(training)
