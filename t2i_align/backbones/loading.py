@@ -60,7 +60,8 @@ def load_backbone(
     given: dict[str, Any] = {"unet": None} if encoders_only else {}
     if config.pretrained_vae_model_name_or_path is not None:
         vae = load_vae(config.pretrained_vae_model_name_or_path, torch.float32)
-        given["vae"] = vae.to(codec_dtype(vae.config, dtype))
+        with quiet_loading():
+            given["vae"] = vae.to(codec_dtype(vae.config, dtype))
     pipeline = load_pipeline(folder, backbone_class, config.variant, _dtypes(folder, config, dtype), given)
     with quiet_loading():
         pipeline.to(device)
@@ -96,7 +97,7 @@ def load_pipeline(
     known = pipeline_class.__init__.__annotations__
     components.update({name: value for name, value in options.items() if name in known})
     with quiet_loading(), loading_errors(str(folder)):
-        return pipeline_class.from_pretrained(folder, variant=variant, dtype=dtypes, **components)
+        return pipeline_class.from_pretrained(str(folder), variant=variant, dtype=dtypes, **components)
 
 
 def load_vae(name: str, dtype: torch.dtype) -> AutoencoderKL:
@@ -117,7 +118,7 @@ def load_vae(name: str, dtype: torch.dtype) -> AutoencoderKL:
             )
         check_component(folder, "vae")
     with quiet_loading(), loading_errors(name):
-        return AutoencoderKL.from_pretrained(folder if folder.is_dir() else name, dtype=dtype)
+        return AutoencoderKL.from_pretrained(str(folder) if folder.is_dir() else name, dtype=dtype)
 
 
 @contextmanager

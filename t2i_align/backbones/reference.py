@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from diffusers import UNet2DConditionModel
@@ -16,8 +16,8 @@ from t2i_align.errors import UserError
 class Reference(Protocol):
     """Lends the network that plays the reference."""
 
-    def network(self) -> Iterator[nn.Module]:
-        """Context manager: the reference network, in evaluation mode."""
+    def network(self) -> AbstractContextManager[nn.Module]:
+        """The reference network, in evaluation mode."""
 
 
 class AdapterOff:

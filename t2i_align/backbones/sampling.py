@@ -73,13 +73,13 @@ def load_for_sampling(
     index = read_model_index(folder)
     check_pipeline_weights(folder, index, config.variant)
     given: dict[str, Any] = {}
-    if source.kind == "unet":
+    if source.kind == "unet" and source.weights is not None:
         given["unet"] = _load_unet(source.weights, folder, dtype)
     if config.pretrained_vae_model_name_or_path is not None:
         given["vae"] = load_vae(config.pretrained_vae_model_name_or_path, dtype)
     pipeline = load_pipeline(folder, BACKBONES[index["_class_name"]], config.variant, dtype, given)
     loaded = f"{index['_class_name']}: {source.description}"
-    if source.kind == "lora":
+    if source.kind == "lora" and source.weights is not None:
         loaded += f", {apply_lora(pipeline, source.weights)} layers adapted"
     logger.info("loaded %s", loaded)
     with quiet_loading():
@@ -115,7 +115,7 @@ def _load_unet(weights: Path, base: Path, dtype: torch.dtype) -> UNet2DCondition
     check_component(weights, "unet")
     check_fits_base(weights, base / "unet")
     with quiet_loading(), loading_errors(str(weights)):
-        return UNet2DConditionModel.from_pretrained(weights, dtype=dtype)
+        return UNet2DConditionModel.from_pretrained(str(weights), dtype=dtype)
 
 
 def _base(name: str) -> ModelConfig:

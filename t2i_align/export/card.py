@@ -43,7 +43,7 @@ def model_card(
         base=model.pretrained_model_name_or_path,
         version=__version__,
         objective=objective,
-        steps=config.training.max_train_steps,
+        steps=metrics.get("step", config.training.max_train_steps),
         load_lines=_load_lines(model, pipeline_class),
         data=_data(config, data_fingerprint),
         scale=_scale(objective),
@@ -96,14 +96,15 @@ def _load_lines(model: ModelConfig, pipeline_class: str) -> str:
 
 def _data(config: RunConfig, fingerprint: str | None) -> Rows:
     data = config.data
-    rows = [("source", f"`{data.source}`"), ("fingerprint of the pairs", f"`{fingerprint}`" if fingerprint else None)]
-    rows += [("ties", data.ties), ("resolution", data.resolution), ("at most", _pairs(data.max_pairs))]
-    rows += [("labels", "drawn by fair coin (a control; it learnt nothing)" if data.shuffle_labels else None)]
+    rows: list[tuple[str, Any]] = [
+        ("source", f"`{data.source}`"),
+        ("fingerprint of the pairs", f"`{fingerprint}`" if fingerprint else None),
+        ("ties", data.ties),
+        ("labels", "drawn by fair coin: a control, not for use" if data.shuffle_labels else None),
+        ("pairs used, at most", data.max_pairs),
+        ("resolution", data.resolution),
+    ]
     return _cells(rows)
-
-
-def _pairs(count: int | None) -> str | None:
-    return None if count is None else f"{count} pairs"
 
 
 def _scale(objective: Objective) -> str:
