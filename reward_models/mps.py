@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reward_models.errors import RewardModelError, unknown_name
@@ -89,21 +90,31 @@ TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 class MPSNetwork(nn.Module):
     """CLIP tower and fusion module, `model.*` and `cross_model.*` of the checkpoint."""
 
-    def __init__(self, tower: HFClipTower, fusion: FusionConfig) -> None:
+    def __init__(self, tower: HFClipTower, fusion: FusionConfig, mask_threshold: float = MASK_THRESHOLD) -> None:
         super().__init__()
         self.tower, self.fusion, self.cross_model = tower, fusion, CrossModel(fusion)
+        self.mask_threshold = mask_threshold
 
-    def keep_tokens(self, tokens: Tensor, condition: Tensor, threshold: float) -> Tensor:
-        """Which prompt tokens [P, L, D] a condition [L, D] lets through, bool [P, L]; never none of a row."""
+    def token_ratios(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        """r_i = m_i / max_i m_i of prompt tokens [P, L, D] under a condition [L, D], float32 [P, L]."""
         with torch.autocast(tokens.device.type, enabled=False):
             closest = (wide(tokens) @ wide(condition).T).amax(-1)
         top = closest.amax(-1, keepdim=True)
-        ratio = closest / torch.where(top == 0, torch.ones_like(top), top)
-        return (ratio > threshold) | (closest == top)
+        return closest / torch.where(top == 0, torch.ones_like(top), top)
 
-    def forward(self, tokens: Tensor, end: Tensor, keep: Tensor, image_tokens: Tensor) -> Tensor:
-        """Scores [N] of prompt tokens [N, L, D], end tokens [N, D], mask [N, L], image tokens [N, I, D]."""
-        fused = self.cross_model(image_tokens, tokens, keep)[:, 0]
+    def keep_tokens(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        """Which prompt tokens a condition lets through, bool [P, L]; the closest one always passes."""
+        ratios = self.token_ratios(tokens, condition)
+        return (ratios > self.mask_threshold) | (ratios == ratios.amax(-1, keepdim=True))
+
+    def soft_mask(self, tokens: Tensor, condition: Tensor, temperature: float) -> Tensor:
+        """Differentiable stand-in, an attention bias [P, L]: log sigmoid((r - threshold) / temperature)."""
+        return F.logsigmoid((self.token_ratios(tokens, condition) - self.mask_threshold) / temperature)
+
+    def forward(self, tokens: Tensor, end: Tensor, mask: Tensor, image_tokens: Tensor) -> Tensor:
+        """Scores [N] of prompt tokens [N, L, D], end tokens [N, D], mask [N, L], image tokens [N, I, D]; the mask
+        is bool (may be read) or an additive bias."""
+        fused = self.cross_model(image_tokens, tokens, mask)[:, 0]
         return wide(self.tower.logit_scale).exp() * cosine(end, fused)
 
 
@@ -118,12 +129,11 @@ class MPSScorer(NetworkScorer):
         network: MPSNetwork,
         tokenise: ClipTokenise,
         condition: str,
-        mask_threshold: float,
         device: torch.device,
     ) -> None:
         super().__init__()
         self.model, self.tokenise, self.device = network, tokenise, device
-        self.version, self.mask_threshold = version, mask_threshold
+        self.version = version
         self.preprocessor = Preprocessor("clip_pil", network.tower.image_size)
         self.set_condition(condition)
 
@@ -152,7 +162,7 @@ class MPSScorer(NetworkScorer):
         if self._condition_tokens is None:
             self._condition_tokens = self.condition_tokens(self.condition)
         tokens, end = self.model.tower.encode_text_tokens(self.tokenise(prompts).to(self.device))
-        return tokens, end, self.model.keep_tokens(tokens, self._condition_tokens, self.mask_threshold)
+        return tokens, end, self.model.keep_tokens(tokens, self._condition_tokens)
 
     def score_features(self, text: TextFeatures, inputs: Tensor) -> Tensor:
         tokens, end, keep = text
@@ -167,7 +177,7 @@ def load_mps(
     tokenizer: str | Path | None = None,
     model_config: str | Path | Mapping[str, Any] | None = None,
     condition: str = "overall",
-    mask_threshold: float = MASK_THRESHOLD,
+    mask_threshold: float | None = None,
 ) -> MPSScorer:
     """Load MPS from a folder (`clip_config.json`, `cross_config.json`, `model.safetensors`) or one
     safetensors file.
@@ -177,8 +187,6 @@ def load_mps(
     """
     if checkpoint is None:
         raise RewardModelError("mps has no published checkpoint that is safe to load", fix=CONVERT_FIX)
-    if not 0 <= mask_threshold < 1:
-        raise RewardModelError("mask_threshold must be in [0, 1)", found=str(mask_threshold))
     folder = Path(checkpoint).expanduser()
     weights = folder_weights(folder) if folder.is_dir() else resolve_file(checkpoint)
     with without_memory():
@@ -187,15 +195,24 @@ def load_mps(
     freeze(network, device)
     carried = folder.is_dir() and (has_tokenizer(folder) or network.tower.vocab_size != _PUBLISHED_VOCABULARY)
     tokenise = clip_tokenise(tokenizer, folder if carried else TOKENIZER, network.tower)
-    settings = {"mask_threshold": None if mask_threshold == MASK_THRESHOLD else mask_threshold}
-    version = version_string(weights_digest([weights]), **settings)
-    return MPSScorer(version, network, tokenise, condition, mask_threshold, device)
+    version = version_string(weights_digest([weights]), mask_threshold=set_mask_threshold(network, mask_threshold))
+    return MPSScorer(version, network, tokenise, condition, device)
+
+
+def set_mask_threshold(network: MPSNetwork, threshold: float | None) -> float | None:
+    """Override a network's threshold; returns it if that changes anything, for the version."""
+    if threshold is None or threshold == network.mask_threshold:
+        return None
+    if not 0 <= threshold < 1:
+        raise RewardModelError("mask_threshold must be in [0, 1)", found=str(threshold))
+    network.mask_threshold = threshold
+    return threshold
 
 
 def network_configs(
     folder: Path, model_config: str | Path | Mapping[str, Any] | None
-) -> tuple[dict[str, Any], FusionConfig]:
-    """CLIP and fusion configuration from the user, else from the folder, else of the published size."""
+) -> tuple[dict[str, Any], FusionConfig, float]:
+    """CLIP and fusion configuration and mask threshold: the user's, else the folder's, else the published ones."""
     if model_config is not None:
         both = read_json(model_config)
         if set(both) != {"clip", "cross"}:
@@ -204,14 +221,17 @@ def network_configs(
     elif folder.is_dir():
         clip, cross = read_json(folder / CLIP_CONFIG_FILE), read_json(folder / FUSION_CONFIG_FILE)
     else:
-        return VIT_H14_CONFIG, FusionConfig()
+        return VIT_H14_CONFIG, FusionConfig(), MASK_THRESHOLD
+    threshold = cross.pop("mask_threshold", MASK_THRESHOLD)
     known = {field.name for field in fields(FusionConfig)}
     if not set(cross) <= known:
         raise RewardModelError("unknown fusion settings", found=f"{sorted(set(cross) - known)}")
-    return clip, FusionConfig(**cross)
+    return clip, FusionConfig(**cross), threshold
 
 
-def mps_network(clip_config: Mapping[str, Any], fusion: FusionConfig) -> MPSNetwork:
+def mps_network(
+    clip_config: Mapping[str, Any], fusion: FusionConfig, mask_threshold: float = MASK_THRESHOLD
+) -> MPSNetwork:
     """The network with random weights."""
     tower = clip_tower(clip_config)
     if tower.config.projection_dim != fusion.dim:
@@ -219,7 +239,7 @@ def mps_network(clip_config: Mapping[str, Any], fusion: FusionConfig) -> MPSNetw
             "the CLIP tower and the fusion module do not belong together",
             found=f"projection_dim {tower.config.projection_dim}, fusion dim {fusion.dim}",
         )
-    return MPSNetwork(tower, fusion)
+    return MPSNetwork(tower, fusion, mask_threshold)
 
 
 def fill_network(network: MPSNetwork, state: Mapping[str, Tensor], source: Path, dtype: torch.dtype) -> None:

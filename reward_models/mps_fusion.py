@@ -85,10 +85,10 @@ class CrossBlock(nn.Module):
             nn.Linear(config.ff_mult * config.dim, config.dim, bias=False),
         )
 
-    def forward(self, x: Tensor, context: Tensor, keep: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
         y = self.norm(x)
         key, value = self.to_kv(context).chunk(2, dim=-1)
-        attended = shared_head_attention(split_heads(self.to_q(y), self.heads), key, value, keep[:, None, None, :])
+        attended = shared_head_attention(split_heads(self.to_q(y), self.heads), key, value, mask[:, None, None, :])
         return self.to_out(attended) + self.ff(y)
 
 
@@ -130,17 +130,17 @@ class CrossModel(nn.Module):
             nn.ModuleList([Branch(CrossBlock(config)), Branch(SelfBlock(config))]) for _ in range(config.layer_num)
         )
 
-    def forward(self, image_tokens: Tensor, context: Tensor, keep: Tensor) -> Tensor:
+    def forward(self, image_tokens: Tensor, context: Tensor, mask: Tensor) -> Tensor:
         """Fused image tokens.
 
         Args:
             image_tokens: [N, I, D], CLS first.
             context: [N, L, D] projected prompt tokens, not normalised.
-            keep: bool [N, L], which prompt tokens may be read; at least one per row.
+            mask: [N, L], bool (which prompt tokens may be read, at least one per row) or an additive bias.
         """
         x = image_tokens
         for cross, own in self.layers:
-            x = x + cross.fn(x, context, keep)
+            x = x + cross.fn(x, context, mask)
             x = x + own.fn(x)
         return x
 
@@ -150,10 +150,10 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def shared_head_attention(query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None) -> Tensor:
+def shared_head_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of h query heads [N, h, I, d] over one key/value head [N, L, d]; returns [N, I, h * d]."""
     shape = (-1, query.shape[1], -1, -1)
     attended = F.scaled_dot_product_attention(
-        query, key[:, None].expand(shape), value[:, None].expand(shape), attn_mask=keep
+        query, key[:, None].expand(shape), value[:, None].expand(shape), attn_mask=mask
     )
     return attended.transpose(1, 2).flatten(2)

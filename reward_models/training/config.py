@@ -47,6 +47,8 @@ class RewardTrainingConfig(BaseModel):
     conditions: dict[str, str] | None = Field(
         default=None, description="mps only: label dimension -> condition name or text"
     )
+    mask_threshold: float | None = Field(default=None, ge=0, lt=1, description="mps only: overrides the checkpoint's")
+    mask_temperature: float | None = Field(default=None, gt=0, description="mps only: train with a soft mask")
     max_logit_scale: float | None = Field(default=None, gt=0, description="clamp exp(logit_scale) to it")
 
     # Freezing: None trains all blocks.
@@ -65,8 +67,9 @@ class RewardTrainingConfig(BaseModel):
             raise ValueError("loss 'mps' belongs to scorer 'mps', and the other losses to the other scorers")
         if self.in_batch_negatives and self.loss != "pickscore":
             raise ValueError(f"in_batch_negatives is not read by loss '{self.loss}'")
-        if self.conditions is not None and self.loss != "mps":
-            raise ValueError(f"conditions are not read by loss '{self.loss}'")
+        for name in ("conditions", "mask_threshold", "mask_temperature"):
+            if getattr(self, name) is not None and self.loss != "mps":
+                raise ValueError(f"{name} is not read by loss '{self.loss}'")
         if self.lr_warmup_steps > self.max_train_steps:
             raise ValueError("lr_warmup_steps exceeds max_train_steps")
         return self

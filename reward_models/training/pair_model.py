@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from reward_models.clip_like import ClipLikeScorer
 from reward_models.errors import RewardModelError
-from reward_models.mps import CONDITIONS, MPSScorer
+from reward_models.mps import CONDITIONS, MPSScorer, set_mask_threshold
 from reward_models.network import NetworkScorer
 from reward_models.scorer import wide
 from reward_models.towers import unit
 from reward_models.training.config import RewardTrainingConfig
+from reward_models.training.distributed import gather_with_gradient, globally_weighted
 from reward_models.training.losses import (
     hps_losses,
     in_batch_losses,
@@ -102,11 +102,15 @@ class ClipPairModel(PairModel):
 
 
 class MPSPairModel(PairModel):
-    """MPS: one score per picture and condition; conditions are encoded with the current weights."""
+    """MPS: one score per picture and condition; conditions are encoded with the current weights.
 
-    def __init__(self, scorer: MPSScorer, conditions: list[str]) -> None:
+    The mask is hard and passes no gradient, so a model whose conditions let the same tokens through cannot learn to
+    tell them apart. With `mask_temperature` the training loss uses the soft mask instead; scores stay hard.
+    """
+
+    def __init__(self, scorer: MPSScorer, conditions: list[str], mask_temperature: float | None) -> None:
         super().__init__()
-        self.network, self.threshold = scorer.model, scorer.mask_threshold
+        self.network, self.mask_temperature = scorer.model, mask_temperature
         texts = [CONDITIONS.get(condition, condition) for condition in conditions]
         self.register_buffer("condition_ids", scorer.tokenise(texts), persistent=False)
         # The image tokens skip this norm, so it would never see a gradient.
@@ -116,18 +120,18 @@ class MPSPairModel(PairModel):
     def logit_scale(self) -> nn.Parameter:
         return self.network.tower.clip.logit_scale
 
-    def scores(self, batch: PairTensors) -> tuple[Tensor, Tensor]:
-        """Logits of a and b under every condition, each [B, C]."""
+    def scores(self, batch: PairTensors, temperature: float | None = None) -> tuple[Tensor, Tensor]:
+        """Logits of a and b under every condition, each [B, C]; hard masks without a temperature."""
         tower = self.network.tower
         tokens, end = tower.encode_text_tokens(batch.ids)
         image_tokens = tower.encode_image_tokens(batch.inputs)
-        with torch.no_grad():
-            conditions = tower.encode_text_tokens(self.condition_ids)[0]
-        twice, ends = torch.cat([tokens, tokens]), torch.cat([end, end])
-        columns = []
-        for condition in conditions:
-            keep = self.network.keep_tokens(tokens.detach(), condition, self.threshold)
-            columns.append(self.network(twice, ends, torch.cat([keep, keep]), image_tokens))
+        twice, ends, columns = torch.cat([tokens, tokens]), torch.cat([end, end]), []
+        for condition in tower.encode_text_tokens(self.condition_ids)[0]:
+            if temperature is None:
+                mask = self.network.keep_tokens(tokens, condition)
+            else:
+                mask = self.network.soft_mask(tokens, condition, temperature).to(tokens.dtype)
+            columns.append(self.network(twice, ends, torch.cat([mask, mask]), image_tokens))
         scores_a, scores_b = torch.stack(columns, dim=1).chunk(2)
         return scores_a, scores_b
 
@@ -136,7 +140,7 @@ class MPSPairModel(PairModel):
         return scores_a - scores_b
 
     def forward(self, batch: PairTensors) -> PairOutput:
-        scores_a, scores_b = self.scores(batch)
+        scores_a, scores_b = self.scores(batch, self.mask_temperature)
         losses = multi_dimension_losses(scores_a, scores_b, batch.labels_a)
         return PairOutput(globally_weighted(losses, batch.weights), (scores_a - scores_b).detach())
 
@@ -145,7 +149,8 @@ def build_pair_model(scorer: NetworkScorer, config: RewardTrainingConfig) -> Pai
     """The trainable module around a loaded scorer, with the configured parts unfrozen."""
     scorer.model.requires_grad_(True)
     if isinstance(scorer, MPSScorer):
-        model: PairModel = MPSPairModel(scorer, list(config.dimensions.values()))
+        set_mask_threshold(scorer.model, config.mask_threshold)
+        model: PairModel = MPSPairModel(scorer, list(config.dimensions.values()), config.mask_temperature)
         tower = scorer.model.tower
     elif isinstance(scorer, ClipLikeScorer):
         model = ClipPairModel(scorer.model, config.loss, config.in_batch_negatives)
@@ -187,25 +192,3 @@ def _freeze(layers: nn.ModuleList, blocks: int, others: list[nn.Module | nn.Para
         raise RewardModelError("more trainable blocks than the tower has", found=f"{blocks} of {len(layers)}")
     for part in [*others, *layers[: len(layers) - blocks]]:
         part.requires_grad_(False)
-
-
-def processes() -> int:
-    """Number of processes of the run."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """Concatenate the tensors [B, ...] of all processes to [W * B, ...]; gradients flow back to their owners."""
-    if processes() == 1:
-        return tensor
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(tensor.contiguous()))
-
-
-def globally_weighted(losses: Tensor, weights: Tensor) -> Tensor:
-    """This process's share of the weighted mean over the global batch, such that the mean over processes is it."""
-    total = weights.detach().sum()
-    if processes() > 1:
-        dist.all_reduce(total)
-    return processes() * weighted_mean(losses, weights, total)

@@ -1,0 +1,245 @@
+"""Scoring many pictures with several scorers into a parquet file: decoded in workers, resumable, nothing lost.
+
+    items ──workers: decode once, preprocess per pipeline──> batches ──scorers──> part files ──> scores.parquet
+
+One row per picture and scorer, with everything needed to trust the number later:
+
+    id, prompt, scorer, version, preprocessing, score
+
+Pictures that cannot be decoded are skipped, counted and listed in `<out>.failures.jsonl`. Finished batches lie in
+`<out>.parts/` until the end, so an interrupted run continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from reward_models.errors import RewardModelError
+from reward_models.images import ImageSource
+from reward_models.preprocess import Preprocessor
+from reward_models.scorer import BaseScorer, Prepared, prepare_image, stack_prepared
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt", pa.string()),
+        ("scorer", pa.string()),
+        ("version", pa.string()),
+        ("preprocessing", pa.string()),
+        ("score", pa.float32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ScoreItem:
+    """One picture to score.
+
+    Attributes:
+        id: unique name, the key of the result rows and of resuming.
+        prompt: text to score against.
+        image: anything `decode_image` reads; a path or bytes travel to the workers undecoded.
+    """
+
+    id: str
+    prompt: str
+    image: ImageSource
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """Outcome of `score_files`: pictures scored in total, of those before this run, and failures (id, reason)."""
+
+    scored: int
+    resumed: int
+    failures: list[tuple[str, str]]
+
+
+@dataclass
+class _Decoded:
+    """What a worker sends back: the prepared picture, or why there is none."""
+
+    index: int
+    prepared: Prepared | None
+    reason: str = ""
+
+
+class _Items(Dataset[_Decoded]):
+    """Decodes and preprocesses items by position; a failure is a value, so that workers survive it."""
+
+    def __init__(self, items: Sequence[ScoreItem], positions: list[int], preprocessors: list[Preprocessor]) -> None:
+        self.items, self.positions, self.preprocessors = items, positions, preprocessors
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, number: int) -> _Decoded:
+        index = self.positions[number]
+        try:
+            return _Decoded(index, prepare_image(self.items[index].image, self.preprocessors))
+        except RewardModelError as error:
+            return _Decoded(index, None, f"{error.what} ({error.found})" if error.found else error.what)
+
+
+def score_files(
+    scorers: Sequence[BaseScorer],
+    items: Sequence[ScoreItem],
+    out: str | Path,
+    batch_size: int = 32,
+    workers: int = 4,
+    part_rows: int = 2048,
+    resume: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> ScoreReport:
+    """Score every item with every scorer and write `out`.
+
+    Args:
+        scorers: loaded scorers with distinct names.
+        items: indexable; an item may read its picture lazily.
+        out: the parquet file.
+        batch_size: pictures per forward pass.
+        workers: decoding processes, 0 decodes in this one.
+        part_rows: pictures per part file, the most that an interruption loses.
+        resume: continue after the part files of an interrupted run.
+        progress: called with (pictures done, pictures in all).
+
+    Raises:
+        RewardModelError: duplicate ids or scorers, an existing result, or parts of other scorers or versions.
+    """
+    run = _Run(list(scorers), items, Path(out), resume)
+    done = run.resumed
+    for part in _parts(run, batch_size, workers, part_rows):
+        run.write_part(*part)
+        done += len(part[0]) // len(run.scorers) + len(part[1])
+        if progress:
+            progress(done, len(items))
+    return run.finish()
+
+
+class _Run:
+    """Files and bookkeeping of one output."""
+
+    def __init__(self, scorers: list[BaseScorer], items: Sequence[ScoreItem], out: Path, resume: bool) -> None:
+        self.scorers, self.items, self.out = scorers, items, out
+        self.parts = out.with_name(f"{out.name}.parts")
+        names = [scorer.name for scorer in scorers]
+        if not scorers or len(set(names)) != len(names):
+            raise RewardModelError("give at least one scorer, each name once", found=f"{names}")
+        if out.exists():
+            raise RewardModelError("the result exists already", found=str(out), fix="choose another name or remove it")
+        if not resume:
+            shutil.rmtree(self.parts, ignore_errors=True)
+        self.parts.mkdir(parents=True, exist_ok=True)
+        self._same_scorers()
+        finished = self._finished()
+        self.positions = [index for index, item in enumerate(items) if item.id not in finished]
+        if len({item.id for item in items}) != len(items):
+            raise RewardModelError("ids must be unique", fix="use the path, or a uid of the data set")
+        self.resumed = len(items) - len(self.positions)
+        self.next_part = len(list(self.parts.glob("part-*.parquet")))
+
+    @property
+    def preprocessors(self) -> list[Preprocessor]:
+        """Every pipeline once, however many scorers share it."""
+        return list(dict.fromkeys(p for scorer in self.scorers for p in scorer.preprocessors))
+
+    def _same_scorers(self) -> None:
+        identity = [[scorer.name, scorer.version, scorer.preprocessing] for scorer in self.scorers]
+        file = self.parts / "scorers.json"
+        if file.exists() and json.loads(file.read_text(encoding="utf-8")) != identity:
+            raise RewardModelError(
+                "an interrupted run with other scorers or versions left its parts here",
+                found=f"{file}: {file.read_text(encoding='utf-8').strip()}",
+                fix="finish it with the same scorers, or start again with resume=False",
+            )
+        _write(file, json.dumps(identity))
+
+    def _finished(self) -> set[str]:
+        done: set[str] = set()
+        for part in self.parts.glob("part-*.parquet"):
+            done.update(pq.read_table(part, columns=["id"])["id"].to_pylist())
+        return done | {failure["id"] for failure in self._failures()}
+
+    def _failures(self) -> list[dict[str, str]]:
+        """Failures of complete parts; the parquet file is what makes a part complete."""
+        files = [part.with_suffix(".failures") for part in sorted(self.parts.glob("part-*.parquet"))]
+        return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+
+    def write_part(self, rows: list[dict[str, Any]], failures: list[dict[str, str]]) -> None:
+        """One part: failures first, then the rows under their final name, which completes it."""
+        stem = self.parts / f"part-{self.next_part:06d}"
+        _write(stem.with_suffix(".failures"), "".join(json.dumps(failure) + "\n" for failure in failures))
+        partial = stem.with_suffix(".partial")
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial)
+        os.replace(partial, stem.with_suffix(".parquet"))
+        self.next_part += 1
+
+    def finish(self) -> ScoreReport:
+        """Join the parts in the order of the items and remove them."""
+        tables = [pq.read_table(part) for part in sorted(self.parts.glob("part-*.parquet"))]
+        table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+        partial = self.out.with_name(f".{self.out.name}.partial")
+        pq.write_table(table, partial)
+        failures = self._failures()
+        if failures:
+            name = self.out.with_name(f"{self.out.name}.failures.jsonl")
+            _write(name, "".join(json.dumps(failure) + "\n" for failure in failures))
+        os.replace(partial, self.out)
+        shutil.rmtree(self.parts)
+        scored = len(table) // len(self.scorers)
+        return ScoreReport(scored, self.resumed, [(failure["id"], failure["reason"]) for failure in failures])
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _parts(
+    run: _Run, batch_size: int, workers: int, part_rows: int
+) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, str]]]]:
+    """Result rows and failures of about `part_rows` pictures at a time."""
+    data = _Items(run.items, run.positions, run.preprocessors)
+    loader = DataLoader(data, batch_size=batch_size, num_workers=workers, collate_fn=list)
+    rows: list[dict[str, Any]] = []
+    failures: list[dict[str, str]] = []
+    pictures = 0
+    for decoded in loader:
+        good = [one for one in decoded if one.prepared is not None]
+        failures += [{"id": run.items[d.index].id, "reason": d.reason} for d in decoded if d.prepared is None]
+        if good:
+            rows += _score_batch(run, good)
+        pictures += len(decoded)
+        if pictures >= part_rows:
+            yield rows, failures
+            rows, failures, pictures = [], [], 0
+    if pictures:
+        yield rows, failures
+
+
+@torch.no_grad()
+def _score_batch(run: _Run, decoded: list[_Decoded]) -> list[dict[str, Any]]:
+    items = [run.items[one.index] for one in decoded]
+    prepared = stack_prepared([one.prepared for one in decoded if one.prepared is not None])
+    columns = []
+    for scorer in run.scorers:
+        scores = scorer.score_prepared([item.prompt for item in items], prepared).float().cpu().tolist()
+        identity = {"scorer": scorer.name, "version": scorer.version, "preprocessing": scorer.preprocessing}
+        columns.append((identity, scores))
+    return [
+        {"id": item.id, "prompt": item.prompt, **identity, "score": scores[number]}
+        for number, item in enumerate(items)
+        for identity, scores in columns
+    ]
