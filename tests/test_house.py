@@ -1,0 +1,158 @@
+"""Rules of the house that no single room can check: imports, sizes, paths, promises of the front page."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import importlib
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("t2i_align", "reward_models")
+TOP_LEVEL = ("*.md", "*.in", "*.lock", "*.toml", "*.cfg", "Makefile", "MANIFEST.in", ".ci/run", ".gitignore")
+FOLDERS = (*PACKAGES, "tests", "configs", "docs", "notebooks", "benchmarks")
+TEXT_SUFFIXES = {".py", ".md", ".yaml", ".yml", ".toml", ".cfg", ".txt", ".json", ".html", ".j2", ".css", ".ipynb"}
+OPTIONAL = {"xformers", "bitsandbytes", "wandb", "deepspeed", "gradio"}
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def text_files() -> Iterator[Path]:
+    for pattern in TOP_LEVEL:
+        yield from ROOT.glob(pattern)
+    for folder in FOLDERS:
+        yield from (path for path in (ROOT / folder).rglob("*") if path.suffix in TEXT_SUFFIXES)
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imported(nodes: Iterator[ast.AST]) -> set[str]:
+    """First parts of the absolutely imported modules."""
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def test_every_module_imports() -> None:
+    """Names that nothing defines and modules that moved show up here, whichever room they are in."""
+    failures = {}
+    for path in SOURCES:
+        try:
+            importlib.import_module(module(path))
+        except Exception as error:
+            failures[name(path)] = repr(error)
+    assert failures == {}
+
+
+def test_optional_dependencies_are_imported_where_used() -> None:
+    assert [name(path) for path in SOURCES if imported(iter(tree(path).body)) & OPTIONAL] == []
+
+
+def test_files_are_of_readable_size() -> None:
+    lengths = {name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in (*SOURCES, *TESTS)}
+    assert {path: length for path, length in lengths.items() if length > 400} == {}
+
+
+def test_reward_models_stand_alone() -> None:
+    for path in SOURCES:
+        if path.is_relative_to(ROOT / "reward_models"):
+            assert "t2i_align" not in imported(ast.walk(tree(path))), name(path)
+
+
+def test_torch_load_never_unpickles_code() -> None:
+    for path in (*SOURCES, *TESTS):
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                safe = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}.get("weights_only")
+                assert safe == "True", f"{name(path)}:{node.lineno}"
+
+
+def test_no_test_is_skipped() -> None:
+    skips = re.compile(r"pytest\.(mark\.)?(skip|skipif|xfail|importorskip)$")
+    for path in TESTS:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Attribute):
+                assert not skips.match(ast.unparse(node)), f"{name(path)}:{node.lineno}"
+
+
+def test_no_file_names_a_machine_or_a_package_index() -> None:
+    folders = "|".join(("work", "root", "home", "Users"))
+    pattern = re.compile(rf"(?<![\w.])/({folders})/|--(extra-)?index-url|\bpy[p]i\b|python[h]osted")
+    for path in text_files():
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            assert not pattern.search(line), f"{name(path)}:{number}: {line.strip()[:100]}"
+
+
+def test_undefined_names_are_always_reported() -> None:
+    lint = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]["lint"]
+    assert "F" in lint["select"]
+    ignored = [
+        *lint.get("ignore", ()),
+        *(rule for rules in lint.get("per-file-ignores", {}).values() for rule in rules),
+    ]
+    assert not {"F", "F8", "F82", "F821"} & set(ignored)
+
+
+def test_lock_pins_and_hashes_every_direct_dependency() -> None:
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    pinned = {match[1].lower().replace("_", "-") for match in re.finditer(r"(?m)^([\w.-]+)==[^\s]+.*\\$", lock)}
+    lines = (ROOT / "requirements.in").read_text(encoding="utf-8").splitlines()
+    wanted = {re.split(r"[=<>; ]", line)[0].lower().replace("_", "-") for line in lines if line and line[0] != "#"}
+    assert wanted <= pinned
+    assert lock.count("--hash=sha256:") >= len(pinned)
+
+
+def test_package_requires_only_what_the_lock_holds() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    required = setup["options"]["install_requires"].split()
+    listed = {line.lower().replace("_", "-") for line in _names(ROOT / "requirements.in")}
+    assert {re.split(r"[=<>]", word)[0].lower().replace("_", "-") for word in required} <= listed
+
+
+def _names(path: Path) -> Iterator[str]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            yield re.split(r"[=<>; ]", line)[0]
+
+
+def test_front_page_names_both_commands_and_links_to_what_exists() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```\n(.*?)```", readme, flags=re.DOTALL)
+    assert [block.strip() for block in blocks if block.startswith("make ")] == ["make demo", "make test"]
+    for link in re.findall(r"\]\(([^)#:]+)\)", readme):
+        assert (ROOT / link).is_file(), link
+
+
+def test_changelog_and_licence_exist() -> None:
+    assert (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").startswith("# Changelog\n")
+    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_make_runs_the_named_targets() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in ("demo", "test", "lint", "lock", "docs", "clean"):
+        assert re.search(rf"(?m)^{target}:", makefile), target
+    assert "--require-hashes -r requirements.lock" in makefile
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
