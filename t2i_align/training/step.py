@@ -122,6 +122,7 @@ class PairStep:
         self._max_steps, self._accelerator = max_steps, accelerator
         self._layout = LAYOUTS[objective.layout]
         self._snr = snr_table(backbone.alphas_cumprod).to(accelerator.device)
+        objective.check_model(backbone.num_train_timesteps, self._snr)
 
     def loss(self, batch: PairBatch, draws: Draws, step: int) -> tuple[ObjectiveOutput, Tensor]:
         """Per-item loss with its graph, and each item's timestep as a share of the schedule ``[N]``."""
@@ -166,6 +167,7 @@ class PairStep:
             step=step,
             max_steps=self._max_steps,
             gather=self._accelerator.gather if self._accelerator.num_processes > 1 else None,
+            process_index=self._accelerator.process_index,
         )
 
     def _errors(self, inputs: NetworkInputs) -> Tensor:
