@@ -77,8 +77,9 @@ def decode_latents(pipeline: Pipeline, latents: Tensor) -> list[Image.Image]:
     """
     vae = pipeline.vae
     stored = vae.dtype
-    if stored == torch.float16 and vae.config.get("force_upcast", False):
-        vae.to(torch.float32)  # exact in both directions
+    upcast = stored == torch.float16 and vae.config.get("force_upcast", False)
+    if upcast:
+        torch.nn.Module.to(vae, torch.float32)  # exact in both directions
     try:
         latents = latents.to(device=vae.device, dtype=vae.dtype)
         mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
@@ -89,7 +90,8 @@ def decode_latents(pipeline: Pipeline, latents: Tensor) -> list[Image.Image]:
             latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
         pixels = vae.decode(latents).sample
     finally:
-        vae.to(stored)
+        if upcast:
+            torch.nn.Module.to(vae, stored)
     return pipeline.image_processor.postprocess(pixels.float(), output_type="pil")
 
 
