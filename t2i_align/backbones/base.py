@@ -16,6 +16,7 @@ from t2i_align.backbones.attention import apply_attention, compile_blocks
 from t2i_align.backbones.codec import LatentCodec
 from t2i_align.backbones.embeddings import PromptEmbeddings
 from t2i_align.backbones.fingerprints import Fingerprint, base_weights
+from t2i_align.backbones.modes import train_mode
 from t2i_align.backbones.precision import autocast_inside, frozen_copy
 from t2i_align.backbones.reference import AdapterOff, FrozenCopy, Reference, reference_kind
 from t2i_align.backbones.schedule import NoiseSchedule
@@ -206,7 +207,7 @@ class Backbone(ABC):
             self.unet.enable_gradient_checkpointing()
         if config.compile:
             compile_blocks(self.unet, self.device)
-        self.unet.train()
+        train_mode(self.unet)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Float32 parameters that receive gradients."""

@@ -62,7 +62,8 @@ class LatentCodec:
                 "(model.pretrained_vae_model_name_or_path)",
             )
         shift, scale = self._shift_and_scale(mode)
-        return (mode - shift) * scale
+        # A cache stores this layout too; kernels, and so the last bits of everything downstream, depend on it.
+        return ((mode - shift) * scale).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

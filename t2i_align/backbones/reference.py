@@ -9,6 +9,7 @@ from typing import Protocol
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from t2i_align.backbones.modes import evaluating
 from t2i_align.config.schema import ModelConfig
 from t2i_align.errors import UserError
 
@@ -28,15 +29,13 @@ class AdapterOff:
 
     @contextmanager
     def network(self) -> Iterator[nn.Module]:
-        """The network without its adapters; adapters and training mode come back on exit."""
-        training = self._unet.training
-        self._unet.disable_adapters()
-        self._unet.eval()
-        try:
-            yield self._unet
-        finally:
-            self._unet.enable_adapters()
-            self._unet.train(training)
+        """The network without its adapters; adapters and modes come back on exit."""
+        with evaluating(self._unet):
+            self._unet.disable_adapters()
+            try:
+                yield self._unet
+            finally:
+                self._unet.enable_adapters()
 
 
 class FrozenCopy:

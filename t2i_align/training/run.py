@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 
 from t2i_align import objectives
 from t2i_align.backbones import Backbone, load_backbone, trainable_state
+from t2i_align.backbones.modes import evaluating
 from t2i_align.config.loading import save_resolved
 from t2i_align.config.schema import RunConfig
 from t2i_align.data.provider import PairProvider, ensure_cache
@@ -32,7 +33,7 @@ from t2i_align.training.optimisers import (
 )
 from t2i_align.training.progress import Progress
 from t2i_align.training.step import PairStep
-from t2i_align.training.validation import HeldoutProbe, compose_grid, draw_samples, evaluating
+from t2i_align.training.validation import HeldoutProbe, compose_grid, draw_samples
 
 logger = logging.getLogger(__name__)
 

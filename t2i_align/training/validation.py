@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -15,17 +14,6 @@ from t2i_align.data.batch import PairBatch
 from t2i_align.training.step import Draws, PairStep
 
 REFERENCE_FILE = "heldout_reference.safetensors"
-
-
-@contextlib.contextmanager
-def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Inside, adapters drop nothing out: what is measured is the policy, not a draw of it."""
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)
 
 
 class HeldoutProbe:
