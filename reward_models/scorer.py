@@ -95,7 +95,7 @@ class BaseScorer(ABC):
         return prepare_image(image, self.preprocessors)
 
     @torch.no_grad()
-    def score(self, prompts: Prompts, images: Sequence[ImageSource], batch_size: int = 32) -> Tensor:
+    def score(self, prompts: Prompts, images: Sequence[ImageSource] | ImageSource, batch_size: int = 32) -> Tensor:
         """Score pictures of any size and mode.
 
         Args:
@@ -111,7 +111,7 @@ class BaseScorer(ABC):
         """
         if batch_size < 1:
             raise RewardModelError("batch_size must be at least 1", found=str(batch_size))
-        sources = [images] if isinstance(images, (str, bytes, Image.Image, np.ndarray)) else list(images)
+        sources = [images] if isinstance(images, (str, bytes, os.PathLike, Image.Image, np.ndarray)) else list(images)
         # PIL decodes lazily and is not safe when two threads touch one image; a repeated image is common.
         sources = [decode_image(source) if isinstance(source, Image.Image) else source for source in sources]
         texts = expand_prompts(prompts, len(sources))

@@ -38,8 +38,11 @@ class PreparedPair:
     weight: float
 
 
-class PairDataset(Dataset[PreparedPair]):
-    """Decodes and preprocesses records by index."""
+class PairDataset(Dataset["PreparedPair | RewardModelError"]):
+    """Decodes and preprocesses records by index.
+
+    A broken pair is a value, not an exception: worker processes would turn the latter into a traceback.
+    """
 
     def __init__(
         self, records: Sequence[PreferenceRecord], preprocessor: Preprocessor, dimensions: Sequence[str]
@@ -51,15 +54,15 @@ class PairDataset(Dataset[PreparedPair]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> PreparedPair:
+    def __getitem__(self, index: int) -> PreparedPair | RewardModelError:
         record = self.records[index]
         try:
             inputs = torch.stack([self.preprocessor(record.image_a), self.preprocessor(record.image_b)])
         except RewardModelError as error:
-            raise RewardModelError(f"pair {index}: {error.what}", error.found, error.fix) from error
+            return RewardModelError(f"pair {index}: {error.what}", error.found, error.fix)
         labels = [record.label(dimension) for dimension in self.dimensions]
         if all(math.isnan(label) for label in labels):
-            raise RewardModelError(
+            return RewardModelError(
                 f"pair {index} has no label for any trained dimension",
                 found=f"labels {sorted(record.dimension_labels)}, trained {list(self.dimensions)}",
                 fix="leave such pairs out, or train on the dimensions that the data has",
@@ -98,7 +101,11 @@ class Collate:
     def __init__(self, tokenise: Callable[[list[str]], Tensor]) -> None:
         self.tokenise = tokenise
 
-    def __call__(self, pairs: list[PreparedPair]) -> PairTensors:
+    def __call__(self, items: list[PreparedPair | RewardModelError]) -> PairTensors | RewardModelError:
+        for item in items:
+            if isinstance(item, RewardModelError):
+                return item
+        pairs = [item for item in items if isinstance(item, PreparedPair)]
         return PairTensors(
             ids=self.tokenise([pair.prompt for pair in pairs]),
             inputs=torch.cat([torch.stack([pair.inputs[side] for pair in pairs]) for side in (0, 1)]),
@@ -107,14 +114,22 @@ class Collate:
         )
 
 
-def pair_loader(
+def pair_batches(
     dataset: PairDataset,
     batches: Sampler[list[int]] | list[list[int]],
     tokenise: Callable[[list[str]], Tensor],
     workers: int,
-) -> DataLoader[PairTensors]:
-    """A loader over explicit batches of indices."""
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=Collate(tokenise))
+) -> Iterator[PairTensors]:
+    """Batches of explicit indices.
+
+    Raises:
+        RewardModelError: a picture cannot be decoded, or a pair has no label that is trained on.
+    """
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=Collate(tokenise))
+    for batch in loader:
+        if isinstance(batch, RewardModelError):
+            raise batch
+        yield batch
 
 
 def to_device(batch: PairTensors, device: torch.device) -> PairTensors:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from reward_models.checkpoints import write_network
 from reward_models.errors import RewardModelError
 from reward_models.registry import load
 from reward_models.training.config import RewardTrainingConfig
-from reward_models.training.data import AddressedBatches, PairDataset, pair_loader, to_device
+from reward_models.training.data import AddressedBatches, PairDataset, pair_batches, to_device
 from reward_models.training.metrics import pair_report
 from reward_models.training.pair_model import PairModel, PairTensors, build_pair_model
 from reward_models.training.records import PreferenceRecord
@@ -127,7 +128,7 @@ class RewardTrainer:
                 losses = []
         return self._finish()
 
-    def _batches(self) -> Any:
+    def _batches(self) -> Iterator[PairTensors]:
         accumulation, accelerator = self.config.gradient_accumulation_steps, self.accelerator
         batches = AddressedBatches(
             len(self.train_data),
@@ -138,7 +139,7 @@ class RewardTrainer:
             accelerator.process_index,
             accelerator.num_processes,
         )
-        return pair_loader(self.train_data, batches, self.tokenise, self.config.dataloader_num_workers)
+        return pair_batches(self.train_data, batches, self.tokenise, self.config.dataloader_num_workers)
 
     def _micro_step(self, batch: PairTensors) -> Tensor:
         loss = self.model(to_device(batch, self.accelerator.device)).loss
@@ -211,7 +212,7 @@ class RewardTrainer:
         batches = [list(range(start, min(start + size, len(data)))) for start in range(0, len(data), size)]
         own = batches[accelerator.process_index :: accelerator.num_processes]
         model, found = accelerator.unwrap_model(self.model).eval(), []
-        loader = pair_loader(data, own, self.tokenise, self.config.dataloader_num_workers)
+        loader = pair_batches(data, own, self.tokenise, self.config.dataloader_num_workers)
         for indices, batch in zip(own, loader, strict=True):
             with accelerator.autocast():
                 margins = model.margins(to_device(batch, accelerator.device))
@@ -232,9 +233,11 @@ class RewardTrainer:
         self.accelerator.wait_for_everyone()
 
     def _write_scorer(self, name: str) -> None:
-        target = self.folder.root / name
+        target, new = self.folder.root / name, self.folder.root / f".{name}.new"
+        shutil.rmtree(new, ignore_errors=True)
+        write_network(self.network, self.tokenise, new, torch.float32)
         shutil.rmtree(target, ignore_errors=True)
-        write_network(self.network, self.tokenise, target, torch.float32)
+        os.replace(new, target)
 
     def _finish(self) -> TrainingResult:
         report: dict[str, Any] = {}

@@ -51,26 +51,28 @@ class RunFolder:
             RewardModelError: it is missing, belongs to another configuration, or would overwrite a run.
         """
         wanted = self.config.resume_from_checkpoint
-        if wanted is None:
-            if self.root.exists() and any(self.root.iterdir()):
-                raise RewardModelError(
-                    "the output folder is not empty",
-                    found=str(self.root),
-                    fix="choose a new output_dir, or resume_from_checkpoint: latest",
-                )
-            return None
-        if wanted == "latest":
-            done = self.checkpoints()
-            if not done and self.root.exists() and any(self.root.iterdir()):
-                shutil.rmtree(self.root)  # the run ended before its first checkpoint: nothing to keep
-            path = done[-1] if done else None
-        else:
-            path = Path(wanted)
-            if not path.is_dir():
+        if wanted not in (None, "latest"):
+            path: Path | None = Path(wanted)
+            if not Path(wanted).is_dir():
                 raise RewardModelError("the checkpoint to resume from does not exist", found=wanted)
+        else:
+            done = self.checkpoints() if wanted == "latest" else []
+            path = done[-1] if done else None
+            if path is None:
+                self._fresh(may_be_interrupted=wanted == "latest")
         if path is not None:
             self._same_configuration(path)
         return path
+
+    def _fresh(self, may_be_interrupted: bool) -> None:
+        """Refuse a folder with anything in it, except a run that ended before its first checkpoint."""
+        names = {path.name for path in self.root.iterdir()} if self.root.exists() else set()
+        if names and not (may_be_interrupted and {"config.json", "metrics.jsonl"} <= names):
+            raise RewardModelError(
+                "the output folder is not empty",
+                found=str(self.root),
+                fix="choose a new output_dir, or resume_from_checkpoint: latest",
+            )
 
     def _same_configuration(self, checkpoint: Path) -> None:
         before = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
