@@ -63,6 +63,13 @@ def test_an_unknown_objective_names_the_nearest(tiny_sdxl, pairs, tmp_path):
     assert "dpoo" in output and "dpo" in output
 
 
+@pytest.mark.parametrize(("preset", "said"), [("rankdpo", "ranked"), ("gapo", "scores"), ("madpo", "margins")])
+def test_an_objective_that_the_data_cannot_feed(tiny_sdxl, pairs, tmp_path, preset, said):
+    settings = run_settings(tiny_sdxl, pairs, tmp_path / "run")
+    settings["objective"] = {"preset": preset}
+    assert said in refusal(settings, tmp_path)
+
+
 def test_a_missing_model_folder(pairs, tmp_path):
     output = refusal(run_settings(tmp_path / "nowhere", pairs, tmp_path / "run"), tmp_path)
     assert str(tmp_path / "nowhere") in output

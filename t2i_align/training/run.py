@@ -32,7 +32,7 @@ from t2i_align.training.optimisers import (
     effective_batch,
 )
 from t2i_align.training.progress import Progress
-from t2i_align.training.step import PairStep
+from t2i_align.training.step import PairStep, check_data_needs, check_layout
 from t2i_align.training.validation import HeldoutProbe, compose_grid, draw_samples
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ def train(config: RunConfig) -> TrainResult:
     output_dir = Path(config.output_dir)
     resume = resolve_resume(output_dir, config.training.resume_from_checkpoint)
     objective = objectives.resolve(config.objective)
+    check_layout(objective)
     accelerator = _accelerator(config)
     set_seed(config.seed)
     backbone = load_backbone(
@@ -127,6 +128,7 @@ class _Run:
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
+        check_data_needs(objective, self.provider.source.margin_names)
         self.trainable = trainable_state(backbone)
         rate = absolute_learning_rate(training, accelerator.num_processes)
         optimizer = build_optimizer(training, list(self.trainable.values()), rate)
@@ -205,8 +207,8 @@ class _Run:
     def log(self, step: int, summary) -> None:
         """Reduce over processes, then write on one."""
         values = summary.flush()
-        if "d_w" in values and "margin" in values:
-            values["likelihood_displacement"] = float(self.displacement.update(values["d_w"], values["margin"]))
+        if "d_w" in values:
+            values["likelihood_displacement"] = float(self._watch(values))
         values["epoch"] = self.provider.epoch_of(step - 1)
         values["seconds"] = self.loop.train_seconds
         self.progress.update(step, values)
@@ -250,20 +252,23 @@ class _Run:
         if self.writer is not None:
             self.writer.close()
 
+    def _watch(self, values: dict) -> bool:
+        """Show a logged step to the displacement watch; a resumed run shows it the earlier ones again."""
+        if values.get("d_w") is None or values.get("margin") is None:
+            return False
+        return self.displacement.update(values["d_w"], values["margin"])
+
     def _prepare_probe(self) -> None:
         if self.provider.num_heldout == 0:
             return
         validation = self.config.validation
         share = -(-validation.heldout_pairs // self.accelerator.num_processes)
-        self.probe = HeldoutProbe(
-            self.step,
-            lambda: self.provider.heldout_batches(share, self.config.training.train_batch_size),
-            validation.heldout_draws,
-            self.output_dir,
-            self.accelerator.process_index,
-        )
         with evaluating(self.backbone.unet):
-            self.probe.prepare()
+            self.probe = HeldoutProbe(
+                self.step,
+                lambda: self.provider.heldout_batches(share, self.config.training.train_batch_size),
+                validation.heldout_draws,
+            )
 
     def _heldout(self) -> dict[str, float]:
         if self.probe is None:
@@ -301,6 +306,9 @@ class _Run:
         self.loop.train_seconds = state.train_seconds
         if self.ema is not None:
             self.ema.step = state.ema_step
+        for row in read_metrics(self.output_dir / "metrics.jsonl"):
+            if row["step"] <= self.loop.finished_steps:
+                self._watch(row)
 
     def _announce(self, resume: Path | None) -> None:
         training, count = self.config.training, sum(p.numel() for p in self.trainable.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from t2i_align.backbones import Backbone
 from t2i_align.backbones.embeddings import PromptEmbeddings
 from t2i_align.data.batch import PairBatch
+from t2i_align.errors import UserError
 from t2i_align.objectives import Objective
 from t2i_align.objectives.error_metrics import Denoised
 from t2i_align.objectives.latents import LatentRequest, NoisyLatents
@@ -90,6 +91,36 @@ LAYOUTS: dict[str, Callable[[PairBatch], Items]] = {
     "pair": as_pairs,
     "labelled": as_labelled,
 }
+
+
+def check_layout(objective: Objective) -> None:
+    """Refuse an objective whose items the loop cannot lay out from pairs.
+
+    Raises:
+        UserError: it takes groups or ranked lists.
+    """
+    if objective.layout not in LAYOUTS:
+        raise UserError(
+            f"objective.preset: {objective.name} takes items of layout {objective.layout!r}, and training reads pairs.",
+            f"layouts that train: {', '.join(LAYOUTS)}",
+            "choose a pairwise preset (t2i-align objectives list); objectives.build computes this one from errors",
+        )
+
+
+def check_data_needs(objective: Objective, margin_names: Sequence[str]) -> None:
+    """Refuse an objective that reads columns the data set does not have.
+
+    Raises:
+        UserError: names what is missing.
+    """
+    given = {"labels"} | ({"margins"} if margin_names else set())
+    missing = sorted(objective.data_needs - given)
+    if missing:
+        raise UserError(
+            f"objective.preset: {objective.name} reads {', '.join(missing)}, which the pairs do not carry.",
+            f"reward margins in the data: {', '.join(margin_names) or 'none'}",
+            "add margins to the pairs (docs/data.md), or choose a preset that reads labels only",
+        )
 
 
 @dataclass(frozen=True)

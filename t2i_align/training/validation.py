@@ -7,47 +7,30 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from t2i_align.config.schema import ValidationConfig
 from t2i_align.data.batch import PairBatch
 from t2i_align.training.step import Draws, PairStep
 
-REFERENCE_FILE = "heldout_reference.safetensors"
-
 
 class HeldoutProbe:
     """Implicit accuracy on pairs the run never trains on, with the same (timestep, noise) draws every time.
 
-    The reference errors are measured once, before the first update, when the policy still is the base model, and kept
-    in the run folder. So the probe costs policy passes only and works for reference-free objectives too.
+    Make it while the policy still is the base model, before a checkpoint is loaded: the reference errors
+    ``[2, N, draws]`` are measured then. So the probe costs policy passes only and works for reference-free objectives.
 
     Args:
         step: measures errors of a batch.
         batches: a fresh iterator over this process's held-out batches.
         draws: (timestep, noise) draws per pair; a pair is decided by its mean margin over them.
-        folder: run folder.
-        rank: this process, which keeps a file of its own.
     """
 
-    def __init__(
-        self, step: PairStep, batches: Callable[[], Iterable[PairBatch]], draws: int, folder: Path, rank: int
-    ) -> None:
+    def __init__(self, step: PairStep, batches: Callable[[], Iterable[PairBatch]], draws: int) -> None:
         self._step, self._batches, self._draws = step, batches, draws
-        self._path = folder / f"rank{rank}.{REFERENCE_FILE}" if rank else folder / REFERENCE_FILE
-        self._reference: torch.Tensor | None = None
-
-    def prepare(self) -> None:
-        """Measure or reload the reference errors ``[2, N, draws]``; call before the first update."""
-        if self._path.exists():
-            self._reference = load_file(self._path)["errors"]
-            return
         self._reference = self._measure()
-        save_file({"errors": self._reference}, self._path)
 
     def measure(self) -> torch.Tensor:
         """Per held-out pair of this process ``[N, 3]``: accuracy (ties 0.5), d_w, d_l."""
-        assert self._reference is not None, "prepare() comes first"
         d_winner, d_loser = (self._measure() - self._reference).mean(-1)
         margin = d_loser - d_winner
         accuracy = torch.where(margin == 0, 0.5, (margin > 0).float())
