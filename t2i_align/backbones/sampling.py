@@ -150,12 +150,10 @@ def _nothing_there(path: Path) -> UserError:
         return UserError(
             "A checkpoint is for resuming; its weights are not portable.",
             str(path),
-            f"run t2i-align export {path} --out DIR, and sample from DIR",
+            f"run t2i-align export {path.parent} --checkpoint {path.name}, and sample from the run",
         )
     if (path / RUN_CONFIG).is_file():
-        return UserError(
-            "The run has no export yet.", str(path), f"let it finish, or run t2i-align export {path} --out DIR"
-        )
+        return UserError("The run has no export yet.", str(path), f"let it finish, or run t2i-align export {path}")
     inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
     return UserError(
         "There is no model in this folder.",

@@ -149,6 +149,13 @@ def test_variants(tmp_path: Path) -> None:
         load(folder, variant="bf16")
 
 
+def test_components_without_the_variant_fall_back_to_plain_files(tmp_path: Path) -> None:
+    folder = make_sd(tmp_path / "sd")
+    (folder / UNET).rename(folder / "unet/diffusion_pytorch_model.fp16.safetensors")
+    backbone = load(folder, variant="fp16")
+    assert backbone.predict(**inputs(backbone)).isfinite().all()
+
+
 def test_shards_and_variants_are_told_apart(tmp_path: Path) -> None:
     names = (
         "diffusion_pytorch_model-00001-of-00002.safetensors",
