@@ -14,8 +14,8 @@ from t2i_align.config.schema import DataConfig, RunConfig
 from t2i_align.data.cache_build import CacheReport, Progress, encode_missing, pair_keys, unique_captions
 from t2i_align.data.cache_key import CacheKey
 from t2i_align.data.cache_store import CacheStore, key_of, remove_leftovers
+from t2i_align.data.pair_source import PairSource
 from t2i_align.data.reading import Side
-from t2i_align.data.selection import PairSource
 from t2i_align.data.sources import has_heldout, open_source
 from t2i_align.data.transform import Geometry, check_resolution
 from t2i_align.errors import UserError

@@ -13,8 +13,8 @@ import torch
 
 from t2i_align.data.cache_pictures import PictureBuilder
 from t2i_align.data.cache_store import CacheStore, key_of, write_shard
+from t2i_align.data.pair_source import PairSource
 from t2i_align.data.prefetch import map_ahead
-from t2i_align.data.selection import PairSource
 from t2i_align.data.wording import counted
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from t2i_align.data.cache_store import CacheStore, key_of, write_shard
+from t2i_align.data.pair_source import PairSource
 from t2i_align.data.pictures import UndecodableImage, decode
-from t2i_align.data.selection import PairSource
 from t2i_align.data.transform import Geometry, PairTransform, TransformedImage
 
 if TYPE_CHECKING:

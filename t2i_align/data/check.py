@@ -11,9 +11,10 @@ import numpy as np
 from t2i_align.config.schema import DataConfig
 from t2i_align.data.cache_store import key_of
 from t2i_align.data.check_report import DataReport, PictureSummary
+from t2i_align.data.pair_source import PairSource
 from t2i_align.data.pictures import UndecodableImage, decode
 from t2i_align.data.prefetch import map_ahead
-from t2i_align.data.selection import PairSource, normalise
+from t2i_align.data.selection import normalise
 from t2i_align.data.sources import has_heldout, open_source, open_table
 from t2i_align.data.tables import PairTable
 from t2i_align.errors import UserError

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from t2i_align.config.schema import DataConfig
 from t2i_align.data.cache_store import key_of
+from t2i_align.data.pair_source import PairSource
 from t2i_align.data.pictures import UndecodableImage, decode
-from t2i_align.data.selection import PairSource
 from t2i_align.data.sources import open_source
 from t2i_align.data.wording import counted
 from t2i_align.errors import UserError

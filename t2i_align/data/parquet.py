@@ -27,8 +27,7 @@ class ParquetPairs(PairTable):
     """Pairs of one or many parquet files.
 
     A random read costs one row group, so files written with small row groups (`t2i-align data convert` does)
-    suit live
-    training; files with large ones should be cached.
+    suit live training; files with large ones should be cached.
 
     Args:
         address: what the user wrote.
@@ -96,8 +95,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
     """The folder's parquet files that belong to a split.
 
     A file belongs to the split its name (``train-00000-of-00645.parquet``, ``test.parquet``) or its folder
-    says. Where no
-    file names a split, all belong.
+    says. Where no file names a split, all belong.
 
     Raises:
         UserError: files name splits, but not this one.

@@ -16,8 +16,7 @@ class Prefetcher(Generic[Key, Value]):
     """``load(key)``, with the keys that follow already being loaded by other threads.
 
     Pillow, Arrow and torch release the interpreter lock where the time goes, so threads decode in parallel
-    and share
-    the source's memory. An exception in ``load`` is raised by `get`.
+    and share the source's memory. An exception in ``load`` is raised by `get`.
 
     Args:
         load: computes a value; must be safe to call from several threads.

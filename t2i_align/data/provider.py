@@ -12,11 +12,11 @@ from t2i_align.backbones.embeddings import PromptEmbeddings
 from t2i_align.config.schema import RunConfig
 from t2i_align.data.batch import PairBatch
 from t2i_align.data.cache import ensure_cache, open_cache
+from t2i_align.data.pair_source import PairSource
 from t2i_align.data.prefetch import Prefetcher
 from t2i_align.data.reading import LiveReader, Reader, Side, verify
 from t2i_align.data.record import PairRecord, swap
 from t2i_align.data.sampler import permutation, step_indices
-from t2i_align.data.selection import PairSource
 from t2i_align.data.sources import has_heldout, open_source
 from t2i_align.data.transform import Geometry, PairTransform, check_resolution
 from t2i_align.randomness import addressed_uniform
@@ -33,10 +33,8 @@ class PairProvider:
     """Pairs of one process, by optimiser step.
 
     A batch is a function of (config, step, micro-step, rank): there is no state to save, and the pairs of a
-    step do not
-    depend on the number of processes. With ``data.cache_dir`` latents and prompts are read, else pictures are
-    decoded
-    and encoded; the batches are the same.
+    step do not depend on the number of processes. With ``data.cache_dir`` latents and prompts are read, else
+    pictures are decoded and encoded; the batches are the same.
 
     Args:
         config: the run; its data section and seed are read.

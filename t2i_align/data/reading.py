@@ -13,9 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from t2i_align.backbones.embeddings import PromptEmbeddings
+from t2i_align.data.pair_source import PairSource
 from t2i_align.data.pictures import UndecodableImage, decode
 from t2i_align.data.prefetch import map_ahead
-from t2i_align.data.selection import PairSource
 from t2i_align.data.transform import Geometry, PairTransform
 from t2i_align.errors import UserError
 

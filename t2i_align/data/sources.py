@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t2i_align.config.schema import DataConfig
-from t2i_align.data.selection import PairSource, Which, normalise, select
+from t2i_align.data.pair_source import PairSource
+from t2i_align.data.selection import Which, normalise, select
 from t2i_align.data.tables import PairTable
 from t2i_align.errors import UserError
 

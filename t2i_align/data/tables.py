@@ -50,8 +50,7 @@ class PairTable(ABC):
     """N judged pairs in one file format.
 
     Opening reads the cheap columns only; a picture is read when `images` asks for it. Reading is safe from
-    several
-    threads.
+    several threads.
 
     Args:
         address: what the user wrote, for messages.

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from t2i_align.data.convert import ROWS_PER_GROUP, convert
-from t2i_align.data.selection import PairSource
+from t2i_align.data.pair_source import PairSource
 from t2i_align.data.sources import open_source
 from t2i_align.errors import UserError
 
