@@ -1,8 +1,8 @@
 """LAION's aesthetic predictor: a small head on the unit image embedding of a CLIP tower, about 4 to 7.
 
-score(x) = head(image(x) / |image(x)|). It ignores the prompt and is easily pleased by saturated portraits.
-The published v2 head (`sac+logos+ava1-l14-linearMSE.pth`) belongs to OpenAI's ViT-L/14. It was fitted to
-ratings by least squares, not to preferences, so `compare` is only a convenience.
+score(x) = head(image(x) / |image(x)|). It ignores the prompt and is easily pleased by saturated portraits. The
+published v2 head (`sac+logos+ava1-l14-linearMSE.pth`) belongs to OpenAI's ViT-L/14. It was fitted to ratings by least
+squares, not to preferences, so `compare` is only a convenience.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """CLIPScore (Hessel et al. 2021): weight * max(cos(text, image), 0), reference-free.
 
-The paper's form is OpenAI ViT-B/32, weight 2.5, the prefix "A photo depicts " and OpenAI's preprocessing;
-those are the defaults. torchmetrics' form is `weight=100, prefix="", preprocessing="clip_pil"`. Always report
-which. Where the cosine is negative the score is 0 and so is its gradient.
+The paper's form is OpenAI ViT-B/32, weight 2.5, the prefix "A photo depicts " and OpenAI's preprocessing; those are
+the defaults. torchmetrics' form is `weight=100, prefix="", preprocessing="clip_pil"`. Always report which. Where the
+cosine is negative the score is 0 and so is its gradient.
 """
 
 from __future__ import annotations

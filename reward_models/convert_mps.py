@@ -1,9 +1,8 @@
 """The published MPS checkpoint, a pickled `nn.Module`, to safetensors, without executing anything from it.
 
-`torch.load` of that file would import and run code named by it. Here its tensors are read straight from the
-zip archive by `reward_models.inert_pickle`, named by the recorded module tree, checked against the
-architecture and written as a folder that `load("mps", checkpoint=FOLDER)` reads. A plain state dict is
-accepted too.
+`torch.load` of that file would import and run code named by it. Here its tensors are read straight from the zip
+archive by `reward_models.inert_pickle`, named by the recorded module tree, checked against the architecture and
+written as a folder that `load("mps", checkpoint=FOLDER)` reads. A plain state dict is accepted too.
 """
 
 from __future__ import annotations

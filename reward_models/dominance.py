@@ -4,9 +4,9 @@ With G_k = s_k(winner) - s_k(loser) the gap of scorer k, a pair with a winner is
 
     G_k >= -slack_k for every k,   and, for a strict rule, G_k > 0 for at least one k.
 
-A labelled tie is kept iff |G_k| <= band_k for every k, if the rule has bands.
-MPO is slack 0 and strict (Pareto dominance: irreflexive, antisymmetric, transitive). MPCF relaxes one axis: its
-published strategy 2 is slack 0.5 on the LAION aesthetic score, 0 on CLIP ViT-H/14 and on VQAScore, not strict.
+A labelled tie is kept iff |G_k| <= band_k for every k, if the rule has bands. MPO is slack 0 and strict (Pareto
+dominance: irreflexive, antisymmetric, transitive). MPCF relaxes one axis: its published strategy 2 is slack 0.5 on
+the LAION aesthetic score, 0 on CLIP ViT-H/14 and on VQAScore, not strict.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     score(p, x) = sum_k w_k * (s_k(p, x) - mean_k) / std_k
 
-The scales of the scorers differ by orders of magnitude, so each is standardised by its mean and standard
-deviation on a reference set, which the specification names; `fit_standardisation` measures them.
+The scales of the scorers differ by orders of magnitude, so each is standardised by its mean and standard deviation on
+a reference set, which the specification names; `fit_standardisation` measures them.
 """
 
 from __future__ import annotations

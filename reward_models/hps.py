@@ -4,10 +4,10 @@ score(p, x) = cos(text(p), image(x)), without the logit scale; tables print 100 
 0.23-0.29, v2.1 0.14-0.34, and the two are not comparable. `scale="logit_scale"` gives the logit that training
 and the official ranking evaluation use; the order of images does not change.
 
-v1 is OpenAI's ViT-L/14 with OpenAI's preprocessing; v2 and v2.1 are open_clip's ViT-H-14 on pictures whose
-longest side is 224 and which are zero-padded before normalisation. Differences from the official v2 code, on
-purpose: every picture becomes RGB first (the original crashes on RGBA) and one whose longest side is exactly
-224 is padded too (the original crashes unless it is square).
+v1 is OpenAI's ViT-L/14 with OpenAI's preprocessing; v2 and v2.1 are open_clip's ViT-H-14 on pictures whose longest
+side is 224 and which are zero-padded before normalisation. Differences from the official v2 code, on purpose: every
+picture becomes RGB first (the original crashes on RGBA) and one whose longest side is exactly 224 is padded too (the
+original crashes unless it is square).
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     image [N, 3, 224, 224] ──ViT-L/16──> 197 tokens ──cross attention──> BERT(prompt) ──[CLS]──> MLP ──> r
     score = (r - 0.16717) / 1.03334, mean 0 and standard deviation 1 on the authors' set
 
-transformers' BLIP modules carry the published weights; only names differ. All sizes are read off the
-checkpoint. Prompts are cut after 33 word pieces.
+transformers' BLIP modules carry the published weights; only names differ. All sizes are read off the checkpoint.
+Prompts are cut after 33 word pieces.
 """
 
 from __future__ import annotations

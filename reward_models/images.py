@@ -1,9 +1,9 @@
 """Decoding pictures from anywhere without trusting them.
 
-A picture may be a PIL image, a path, encoded bytes or an array. Whatever goes wrong with it (zero bytes, a
-truncated JPEG, a decompression bomb, an exotic format) ends in one `RewardModelError`, so that a batch job
-can count it and go on. EXIF orientation is not applied and alpha is not composited: none of the official
-scorers does either, and their numbers are the contract (see `reward_models.preprocess`).
+A picture may be a PIL image, a path, encoded bytes or an array. Whatever goes wrong with it (zero bytes, a truncated
+JPEG, a decompression bomb, an exotic format) ends in one `RewardModelError`, so that a batch job can count it and go
+on. EXIF orientation is not applied and alpha is not composited: none of the official scorers does either, and their
+numbers are the contract (see `reward_models.preprocess`).
 """
 
 from __future__ import annotations

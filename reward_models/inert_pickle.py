@@ -1,10 +1,10 @@
 """Read the tensors of a torch zip file without ever running what its pickle asks for.
 
-`torch.load(weights_only=True)` is the normal way in. Two published files need more: MPS is a pickled
-`nn.Module` whose classes live in its authors' repository, and `HPS_v2.pt` carries numpy scalars beside its
-weights. Here every class or function a pickle names is replaced by an inert stand-in that records nothing but
-its arguments; only the handful of rebuild functions torch itself uses for tensors have an effect, and those
-are written in this file. No module is imported on behalf of the file, no method of a foreign class is called.
+`torch.load(weights_only=True)` is the normal way in. Two published files need more: MPS is a pickled `nn.Module`
+whose classes live in its authors' repository, and `HPS_v2.pt` carries numpy scalars beside its weights. Here every
+class or function a pickle names is replaced by an inert stand-in that records nothing but its arguments; only the
+handful of rebuild functions torch itself uses for tensors have an effect, and those are written in this file. No
+module is imported on behalf of the file, no method of a foreign class is called.
 
     archive/data.pkl   the pickle; tensors are persistent ids ("storage", type, key, location, count)
     archive/data/KEY   the raw bytes of one storage, stored uncompressed
@@ -68,8 +68,7 @@ class _InertType(type):
 class InertUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
     """Unpickler that resolves every global to a stand-in (see module docstring).
 
-    The pure Python unpickler is used on purpose: its NEWOBJ opcode goes through `cls.__new__`, which the
-        stand-in
+    The pure Python unpickler is used on purpose: its NEWOBJ opcode goes through `cls.__new__`, which the stand-in
     classes answer themselves, and every opcode that could touch an object can be overridden and read.
 
     Args:

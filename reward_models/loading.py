@@ -1,8 +1,7 @@
 """Finding, reading and checking weight files; the only place of the package that opens one.
 
-Weights come from safetensors or from `torch.load(weights_only=True)`. A pickle that names classes of its own
-is refused, never executed. `version` strings carry the SHA-256 of the files, so a score can be traced to its
-weights.
+Weights come from safetensors or from `torch.load(weights_only=True)`. A pickle that names classes of its own is
+refused, never executed. `version` strings carry the SHA-256 of the files, so a score can be traced to its weights.
 """
 
 from __future__ import annotations

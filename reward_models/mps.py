@@ -1,15 +1,14 @@
 """MPS (Zhang et al. 2024): CLIP with a condition that says which words of the prompt matter.
 
-The prompt's tokens T, its end token t, the condition's tokens C and the image's tokens V are projected CLIP
-states. A prompt token is read only if it is close to some word of the condition:
+The prompt's tokens T, its end token t, the condition's tokens C and the image's tokens V are projected CLIP states. A
+prompt token is read only if it is close to some word of the condition:
 
     m_i = max_j T_i . C_j,   keep_i = (m_i / max_i m_i > threshold)
     score = exp(logit_scale) * cos(t, F(V, T, keep)_CLS)
 
-with F the fusion module (`reward_models.mps_fusion`). Padding tokens take part. Two deliberate differences
-from the released code: the maximum is taken per prompt, so a score never depends on the rest of the batch,
-and the threshold is the evaluation scripts' 0.3 (the model's own forward uses 0.01; `mask_threshold` sets
-it).
+with F the fusion module (`reward_models.mps_fusion`). Padding tokens take part. Two deliberate differences from the
+released code: the maximum is taken per prompt, so a score never depends on the rest of the batch, and the threshold
+is the evaluation scripts' 0.3 (the model's own forward uses 0.01; `mask_threshold` sets it).
 """
 
 from __future__ import annotations
@@ -182,8 +181,7 @@ def load_mps(
     """Load MPS from a folder (`clip_config.json`, `cross_config.json`, `model.safetensors`) or one
     safetensors file.
 
-    `model_config` is a mapping (or JSON file) with `clip` and `cross`; without it a file has the published
-    size.
+    `model_config` is a mapping (or JSON file) with `clip` and `cross`; without it a file has the published size.
     """
     if checkpoint is None:
         raise RewardModelError("mps has no published checkpoint that is safe to load", fix=CONVERT_FIX)

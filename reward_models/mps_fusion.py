@@ -1,9 +1,9 @@
 """The cross-modal part of MPS: image tokens read the prompt's tokens, four times.
 
-Names follow the published checkpoint, `layers.{l}.0.fn.*` for the cross block and `layers.{l}.1.fn.*` for the
-self block, so its weights load without translation. Both blocks run attention and feed-forward in parallel on
-one normalised input, and have one key/value head shared by all query heads. In symbols, with x [N, I, D] the
-image tokens, T [N, L, D] the prompt tokens and h heads of size d:
+Names follow the published checkpoint, `layers.{l}.0.fn.*` for the cross block and `layers.{l}.1.fn.*` for the self
+block, so its weights load without translation. Both blocks run attention and feed-forward in parallel on one
+normalised input, and have one key/value head shared by all query heads. In symbols, with x [N, I, D] the image
+tokens, T [N, L, D] the prompt tokens and h heads of size d:
 
     cross:  y = norm(x);  [k | v] = T W_kv;  x <- x + softmax(y W_q k^T / sqrt(d) + mask) v W_o + ff(y)
     self:   [q | k | v | f] = norm(x) W_f;   x <- x + softmax(rot(q) rot(k)^T / sqrt(d)) v W_a + ff(f)

@@ -1,8 +1,8 @@
 """From a picture to the tensor a tower sees, bit for bit as the official pipelines do it.
 
-All CLIP-style scorers normalise with OpenAI's mean and std and interpolate bicubically; they differ in when
-the picture becomes RGB, in which side is resized to the target and in rounding. Those differences move
-scores, so each pipeline is named, and the name is stored with every score.
+All CLIP-style scorers normalise with OpenAI's mean and std and interpolate bicubically; they differ in when the
+picture becomes RGB, in which side is resized to the target and in rounding. Those differences move scores, so each
+pipeline is named, and the name is stored with every score.
 
 ==================  ==============================  ==================  =============================
 name                RGB conversion                  resize              crop or pad
@@ -13,9 +13,9 @@ hpsv2_rgb_first     first                           tensor, long side   zero pad
 hpsv2_no_antialias  first                           tensor, long side   the same, resize not antialiased
 ==================  ==============================  ==================  =============================
 
-The last one is what HPSv2 computed with torchvision before 0.17, when its tables were made.
-Every pipeline has a differentiable twin on float tensors, `Preprocessor.tensor`: same geometry, antialiased
-tensor interpolation, no rounding to 8 bit and no clamping, so gradients reach every pixel.
+The last one is what HPSv2 computed with torchvision before 0.17, when its tables were made. Every pipeline has a
+differentiable twin on float tensors, `Preprocessor.tensor`: same geometry, tensor interpolation, no rounding to 8 bit
+and no clamping, so gradients reach every pixel.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def _to_unit_tensor(image: Image.Image) -> Tensor:
 def _resize_long_side(pixels: Tensor, size: int, antialias: bool) -> Tensor:
     """Longest side to `size`, then zero padding to a square.
 
-    The official transform forgets to pad a picture whose longest side already is `size` and then crashes in
-    the position embedding; here it is padded like any other.
+    The official transform forgets to pad a picture whose longest side already is `size` and then crashes in the
+    position embedding; here it is padded like any other.
     """
     height, width = pixels.shape[-2:]
     if max(height, width) != size:

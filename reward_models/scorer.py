@@ -4,8 +4,8 @@
                                       ├──> similarity or head ──> score [N]
     image ──preprocess──> image tower ┘
 
-A scorer with one network derives from `reward_models.network.NetworkScorer` and says how prompts become
-tensors and how prepared pictures are scored against them; everything else lives here once.
+A scorer with one network derives from `reward_models.network.NetworkScorer` and says how prompts become tensors and
+how prepared pictures are scored against them; everything else lives here once.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class BaseScorer(ABC):
     def score_tensor(self, prompts: Prompts, pixels: Tensor) -> Tensor:
         """Score float pixels [N, 3, H, W] in [0, 1], differentiable in `pixels`; [N] on the scorer's device.
 
-        Values may leave [0, 1] a little (an unclamped decoder does that); they are not clamped, which would
-        kill gradients. The result differs from `score` of the same picture by the rounding to 8 bit.
+        Values may leave [0, 1] a little (an unclamped decoder does that); they are not clamped, which would kill
+        gradients. The result differs from `score` of the same picture by the rounding to 8 bit.
         """
 
     @property

@@ -1,8 +1,7 @@
 """Prompts to token ids, exactly as each scorer was trained.
 
-Padding is invisible to a CLIP text embedding (causal attention, pooled at the end token) but not to MPS,
-which attends to all 77 positions; so every tokenizer here returns a fixed length and its padding id is part
-of the recipe.
+Padding is invisible to a CLIP text embedding (causal attention, pooled at the end token) but not to MPS, which
+attends to all 77 positions; so every tokenizer here returns a fixed length and its padding id is part of the recipe.
 """
 
 from __future__ import annotations
@@ -67,8 +66,8 @@ class ClipTokenise:
     def check(self, vocab_size: int, eos_token_id: int) -> None:
         """Raise where a text tower would silently pool the wrong position.
 
-        transformers pools at the highest id when the configuration says 2 (all older ones do), otherwise at
-        the first id equal to `eos_token_id`; open_clip always pools at the highest id.
+        transformers pools at the highest id when the configuration says 2 (all older ones do), otherwise at the first
+        id equal to `eos_token_id`; open_clip always pools at the highest id.
         """
         end, top = self.tokenizer.eos_token_id, max(self.tokenizer.get_vocab().values())
         if top >= vocab_size:

@@ -1,8 +1,8 @@
 """The two CLIP implementations behind the scorers, with one face: ids and pictures to projected features.
 
-`HFClipTower` holds transformers' CLIPModel (PickScore, MPS, CLIPScore, aesthetic), `OpenClipTower`
-open_clip's CLIP (HPS v1 with OpenAI names, HPS v2 and v2.1). Both are built without touching memory and
-filled from a checked state dict. The features are not normalised here.
+`HFClipTower` holds transformers' CLIPModel (PickScore, MPS, CLIPScore, aesthetic), `OpenClipTower` open_clip's CLIP
+(HPS v1 with OpenAI names, HPS v2 and v2.1). Both are built without touching memory and filled from a checked state
+dict. The features are not normalised here.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Records to batches, in an order that is a function of (seed, position) and nothing else.
 
-Position p of the run is record `permutation(seed, epoch)[p mod n]` with epoch = p div n. Micro-step m of the
-process with rank r takes the B positions from m * G + r * B on, B pairs per device and G = B * processes. So a resumed
-run sees what the uninterrupted one would have seen, and the number of processes only changes who reads which
-pair.
+Position p of the run is record `permutation(seed, epoch)[p mod n]` with epoch = p div n. Micro-step m of the process
+with rank r takes the B positions from m * G + r * B on, B pairs per device and G = B * processes. So a resumed run
+sees what the uninterrupted one would have seen, and the number of processes only changes who reads which pair.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Preference losses on tensors: no model, no data, every formula testable by hand.
 
-Labels are probabilities: `label_a` [B] in [0, 1] that picture a is preferred, 0.5 for a tie. A tie's cross
-entropy cannot fall below log 2; PickScore subtracts that constant so that the optimum of every hard label and
-tie is 0.
+Labels are probabilities: `label_a` [B] in [0, 1] that picture a is preferred, 0.5 for a tie. A tie's cross entropy
+cannot fall below log 2; PickScore subtracts that constant so that the optimum of every hard label and tie is 0.
 """
 
 from __future__ import annotations

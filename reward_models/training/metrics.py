@@ -18,8 +18,8 @@ TIE_THRESHOLDS = tuple(np.linspace(0, 1, 11).round(1).tolist())
 def tie_credits(probability_a: ArrayLike, label_a: ArrayLike, threshold: float) -> NDArray[np.float64]:
     """Pick-a-Pic's credit per pair, [N].
 
-    The prediction is a tie if |p_a - p_b| <= threshold. Credit 1 if prediction and label agree, 0.5 if
-    exactly one of them is a tie, else 0. Soft labels count as the side they lean to.
+    The prediction is a tie if |p_a - p_b| <= threshold. Credit 1 if prediction and label agree, 0.5 if exactly one of
+    them is a tie, else 0. Soft labels count as the side they lean to.
     """
     p, label = np.asarray(probability_a, dtype=np.float64), np.asarray(label_a, dtype=np.float64)
     predicted = np.where(np.abs(2 * p - 1) <= threshold, 0.0, np.sign(2 * p - 1))
@@ -62,8 +62,8 @@ class ReliabilityBin:
 def reliability_curve(probability_a: ArrayLike, label_a: ArrayLike, bins: int = 10) -> list[ReliabilityBin]:
     """Predicted against observed preference in equal-width bins of [0, 1]; empty bins are left out.
 
-    Every pair enters twice, as (p, label) and (1 - p, 1 - label): which picture is called a carries no
-    information, and the curve becomes symmetric about (0.5, 0.5).
+    Every pair enters twice, as (p, label) and (1 - p, 1 - label): which picture is called a carries no information,
+    and the curve becomes symmetric about (0.5, 0.5).
     """
     p, label = np.asarray(probability_a, dtype=np.float64), np.asarray(label_a, dtype=np.float64)
     p, label = np.concatenate([p, 1 - p]), np.concatenate([label, 1 - label])

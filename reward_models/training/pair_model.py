@@ -1,7 +1,6 @@
 """From a batch of pairs to a loss: the module that is trained, whatever the scorer.
 
-`forward` does everything, features to loss, because distributed wrappers synchronise gradients only through
-it.
+`forward` does everything, features to loss, because distributed wrappers synchronise gradients only through it.
 """
 
 from __future__ import annotations
