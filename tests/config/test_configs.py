@@ -9,6 +9,7 @@ import pytest
 from t2i_align.config.layers import file_layers
 from t2i_align.config.loading import load_config
 from t2i_align.objectives.config import resolve
+from t2i_align.shapes.world import caption_of, parse_caption
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OTHER_SCHEMAS = {CONFIGS / "shapes" / "pretrain.yaml"}  # read by t2i_align.shapes.pretrain
@@ -60,6 +61,13 @@ def test_every_base_file_is_extended_by_a_recipe(monkeypatch: pytest.MonkeyPatch
     for path in RECIPES:
         file_layers(path)
     assert read >= {path.resolve() for path in CONFIGS.glob("base/*.yaml")}
+
+
+def test_shapes_recipes_validate_with_captions_of_their_world() -> None:
+    for path in RECIPES:
+        if path.parent.name == "shapes":
+            prompts = load_config(path).validation.validation_prompts
+            assert prompts == [caption_of(parse_caption(prompt)) for prompt in prompts] != []
 
 
 @pytest.mark.parametrize(
