@@ -109,13 +109,14 @@ class InertUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
 
     def load_build(self) -> None:
         """BUILD gives an object its state; only a stand-in may take one, real objects stay as they are."""
-        state, target = self.stack.pop(), self.stack[-1]
+        stack: list[Any] = self.stack  # type: ignore[attr-defined]
+        state, target = stack.pop(), stack[-1]
         if isinstance(target, Inert):
             target.state = state
         elif not isinstance(target, OrderedDict):  # a state dict's _metadata attribute is not needed
             raise pickle.UnpicklingError(f"the pickle tries to alter a {type(target).__name__}")
 
-    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
 
     def persistent_load(self, pid: Any) -> Tensor:
         if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):

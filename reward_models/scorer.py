@@ -111,7 +111,12 @@ class BaseScorer(ABC):
         """
         if batch_size < 1:
             raise RewardModelError("batch_size must be at least 1", found=str(batch_size))
-        sources = [images] if isinstance(images, (str, bytes, os.PathLike, Image.Image, np.ndarray)) else list(images)
+        sources: list[ImageSource]
+        sources = (
+            [images]
+            if isinstance(images, (str, bytes, bytearray, os.PathLike, Image.Image, np.ndarray))
+            else list(images)
+        )
         # PIL decodes lazily and is not safe when two threads touch one image; a repeated image is common.
         sources = [decode_image(source) if isinstance(source, Image.Image) else source for source in sources]
         texts = expand_prompts(prompts, len(sources))

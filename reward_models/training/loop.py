@@ -17,7 +17,9 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from reward_models.checkpoints import write_network
+from reward_models.clip_like import ClipLikeScorer
 from reward_models.errors import RewardModelError
+from reward_models.mps import MPSScorer
 from reward_models.registry import load
 from reward_models.training.config import RewardTrainingConfig
 from reward_models.training.data import AddressedBatches, PairDataset, pair_batches, to_device
@@ -99,16 +101,21 @@ class RewardTrainer:
             gradient_accumulation_steps=config.gradient_accumulation_steps,
         )
         scorer = load(config.scorer, config.checkpoint, "cpu", "float32", **_given(config))
+        if not isinstance(scorer, (ClipLikeScorer, MPSScorer)):
+            raise RewardModelError("this scorer cannot be trained", found=scorer.name)
         self.tokenise, self.network = scorer.tokenise, scorer.model
-        self.train_data = PairDataset(train_records, scorer.preprocessor, config.dimensions)
+        self.train_data = PairDataset(train_records, scorer.preprocessor, list(config.dimensions))
         self.validation_data = (
-            PairDataset(validation_records, scorer.preprocessor, config.dimensions) if validation_records else None
+            PairDataset(validation_records, scorer.preprocessor, list(config.dimensions))
+            if validation_records
+            else None
         )
         model = build_pair_model(scorer, config)
         optimizer = build_optimizer(model, config)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(config))
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.progress, self.last_report = TrainingProgress(), {}
+        self.progress = TrainingProgress()
+        self.last_report: dict[str, Any] = {}
         self.accelerator.register_for_checkpointing(self.schedule, self.progress)
         if resume is not None:
             self.accelerator.load_state(str(resume))
@@ -267,7 +274,8 @@ def _sigmoid(margins: np.ndarray) -> np.ndarray:
 
 def build_optimizer(model: PairModel, config: RewardTrainingConfig) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters; gains and biases may be spared the weight decay."""
-    decayed, spared = [], []
+    decayed: list[torch.nn.Parameter] = []
+    spared: list[torch.nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             spare = parameter.ndim < 2 and not config.decay_gains_and_biases

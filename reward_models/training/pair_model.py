@@ -93,11 +93,12 @@ class ClipPairModel(PairModel):
             return PairOutput((weights * hps_losses(scores_a, scores_b, label_a)).sum(), margins)
         if not self.in_batch_negatives:
             return PairOutput(globally_weighted(soft_pair_losses(scores_a, scores_b, label_a), weights), margins)
-        gathered = [gather_with_gradient(x) for x in (text, image_a, image_b, label_a, weights)]
+        texts, images_a, images_b = (gather_with_gradient(x) for x in (text, image_a, image_b))
+        labels, all_weights = gather_with_gradient(label_a), gather_with_gradient(weights)
         # Cosines decide pairs by differences of 1e-3: the products stay in float32 under autocast.
         with torch.autocast(text.device.type, enabled=False):
-            losses = in_batch_losses(*gathered[:3], scale, gathered[3])
-        return PairOutput(weighted_mean(losses, gathered[4]), margins)
+            losses = in_batch_losses(texts, images_a, images_b, scale, labels)
+        return PairOutput(weighted_mean(losses, all_weights), margins)
 
 
 class MPSPairModel(PairModel):
