@@ -153,7 +153,12 @@ def _load(model: str | Path, base: str | Path | None, precision: str, device: st
     from t2i_align.backbones import load_for_sampling
 
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    return load_for_sampling(str(model), None if base is None else str(base), dtype, device)
+    pipeline = load_for_sampling(str(model), None if base is None else str(base), dtype, device)
+    if precision == "fp32" and getattr(pipeline.unet, "peft_config", None):
+        # A merged adapter costs nothing per step. Not in half precision, where rounding would eat small updates.
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+    return pipeline
 
 
 def _identify(model: str | Path, base: str | Path | None) -> tuple[str, str]:

@@ -14,6 +14,8 @@ from t2i_align.evaluation.results import Evaluation
 from t2i_align.evaluation.scorers import open_scorer
 from t2i_align.evaluation.summary import write_summary
 from t2i_align.evaluation.table import ScoreTable
+from t2i_align.shapes.render import render
+from t2i_align.shapes.world import Scene, caption
 from tests.evaluation.synthetic import BrightnessScorer, levels_of, make_evaluation, paint_model
 
 QUICK = {"num_inference_steps": 2, "guidance_scale": 3.0, "show_progress": False, "replicates": 500}
@@ -191,3 +193,16 @@ def test_whole_evaluation_and_its_resumption(tiny_sdxl, tmp_path, monkeypatch):
 def test_bad_requests_are_explained_before_any_work(tmp_path, models, options, message):
     with pytest.raises(UserError, match=message):
         evaluate.run(models, ["a"], options.pop("scorers", ["oracle"]), tmp_path, **options)
+
+
+def test_oracle_prefers_the_picture_that_was_asked_for():
+    scenes = [
+        Scene("circle", "red", "large", "plain", "in the centre", "white"),
+        Scene("square", "blue", "small", "plain", "on the left", "cream"),
+    ]
+    oracle = open_scorer("oracle")
+    captions, images = [caption(scene) for scene in scenes], [render(scene) for scene in scenes]
+    right, wrong = oracle.score(captions, images), oracle.score(captions, images[::-1])
+    assert tuple(right) == oracle.dimensions == ("overall", "semantic", "aesthetic", "detail")
+    assert (right["overall"] > wrong["overall"]).all() and right["overall"].shape == (2,)
+    assert oracle.name == "oracle" and oracle.version

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from PIL import Image
 
 from t2i_align.errors import UserError
@@ -219,3 +222,18 @@ def test_missing_model_is_explained_before_any_picture(tiny_sdxl, tmp_path):
     with pytest.raises(UserError, match="does not exist|no model"):
         generate.run({"base": tiny_sdxl, "tuned": tmp_path}, PROMPTS[:1], tmp_path / "out", **QUICK)
     assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_merged_adapter_draws_what_the_adapter_draws(tiny_sdxl, tmp_path):
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
+    plain = sample_images(pipeline, PROMPTS[:1], [0], num_inference_steps=2)[0]
+    adapter = LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False)
+    pipeline.unet.add_adapter(adapter)
+    adapted = sample_images(pipeline, PROMPTS[:1], [0], num_inference_steps=2)[0]
+    state = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
+    StableDiffusionXLPipeline.save_lora_weights(tmp_path / "lora", unet_lora_layers=state)
+    merged = generate._load(tmp_path / "lora", tiny_sdxl, "fp32", "cpu")
+    assert not any("lora" in name for name, _ in merged.unet.named_parameters())
+    image = sample_images(merged, PROMPTS[:1], [0], num_inference_steps=2)[0]
+    assert np.abs(pixels(image) - pixels(adapted)).max() <= 1
+    assert np.abs(pixels(image) - pixels(plain)).max() > 1
