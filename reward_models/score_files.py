@@ -49,12 +49,12 @@ class ScoreItem:
     Attributes:
         id: unique name, the key of the result rows and of resuming.
         prompt: text to score against.
-        image: anything `decode_image` reads; a path or bytes travel to the workers undecoded.
+        image: anything `decode_image` reads, or a function that returns it, called in the worker.
     """
 
     id: str
     prompt: str
-    image: ImageSource
+    image: ImageSource | Callable[[], ImageSource]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ class _Items(Dataset[_Decoded]):
     def __getitem__(self, number: int) -> _Decoded:
         index = self.positions[number]
         try:
-            return _Decoded(index, prepare_image(self.items[index].image, self.preprocessors))
+            image = self.items[index].image
+            return _Decoded(index, prepare_image(image() if callable(image) else image, self.preprocessors))
         except RewardModelError as error:
             return _Decoded(index, None, f"{error.what} ({error.found})" if error.found else error.what)
 
