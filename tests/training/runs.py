@@ -43,13 +43,13 @@ def write_pairs(path: Path, count: int = 12, size: int = 32, seed: int = 0) -> P
     return path
 
 
-def run_settings(model: Path, pairs: Path, output_dir: Path, **sections: dict) -> dict:
+def run_settings(folder: Path, pairs: Path, output_dir: Path, **sections: dict) -> dict:
     """A whole run of four steps as plain data; keyword arguments update its sections."""
     settings: dict = {
         "output_dir": str(output_dir),
         "seed": 3,
         "report_to": [],
-        "model": {"pretrained_model_name_or_path": str(model), "lora": {"rank": 4}},
+        "model": {"pretrained_model_name_or_path": str(folder), "lora": {"rank": 4}},
         "data": {"source": str(pairs), "resolution": 32},
         "objective": {"preset": "dpo", "beta": 2000.0},
         "training": {
@@ -58,13 +58,12 @@ def run_settings(model: Path, pairs: Path, output_dir: Path, **sections: dict) -
             "learning_rate": 1e-3,
             "checkpointing_steps": 2,
         },
-        "validation": {"num_inference_steps": 2},
     }
     for name, values in sections.items():
         settings[name] = {**settings.get(name, {}), **values} if isinstance(values, dict) else values
     return settings
 
 
-def run_config(model: Path, pairs: Path, output_dir: Path, **sections: dict) -> RunConfig:
+def run_config(folder: Path, pairs: Path, output_dir: Path, **sections: dict) -> RunConfig:
     """The same as a checked configuration."""
-    return RunConfig.model_validate(run_settings(model, pairs, output_dir, **sections))
+    return RunConfig.model_validate(run_settings(folder, pairs, output_dir, **sections))
