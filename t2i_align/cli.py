@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from typer.core import TyperGroup
 
 from t2i_align import __version__
 from t2i_align.commands import config, data, demo, evaluate, export, objectives, shapes, train
+from t2i_align.commands.common import is_main_process
 from t2i_align.errors import UserError
 
 EXIT_USER_ERROR = 2
@@ -75,11 +75,10 @@ def _log_to_stderr(level: int) -> None:
     """Messages of our packages as plain lines, from the main process only; libraries keep their own settings."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    is_main = os.environ.get("RANK", "0") == "0"
     for name in ("t2i_align", "reward_models"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
-        logger.setLevel(level if is_main else max(level, logging.WARNING))
+        logger.setLevel(level if is_main_process() else max(level, logging.WARNING))
         logger.propagate = False
 
 

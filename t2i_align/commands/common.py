@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,11 @@ OutputDir = Annotated[Path, typer.Option("--output-dir", "-o", help="Folder to w
 
 class Stopped(KeyboardInterrupt):
     """Ctrl-C or SIGTERM ended a command in good order; the message says how to go on."""
+
+
+def is_main_process() -> bool:
+    """Whether this is the one process that speaks; launchers number them in the environment."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def named_models(words: Iterable[str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from t2i_align.commands.common import ConfigFile, Overrides, Stopped
+from t2i_align.commands.common import ConfigFile, Overrides, Stopped, is_main_process
 
 
 def train(config: ConfigFile, overrides: Overrides = None) -> None:
@@ -26,4 +26,5 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
         kept = [word for word in overrides or () if not word.startswith("training.resume_from_checkpoint=")]
         again = shlex.join(["t2i-align", "train", str(config), *kept, "training.resume_from_checkpoint=latest"])
         raise Stopped(f"Stopped; {stop} is written. Resume with:\n  {again}") from stop
-    print(f"{result.steps} steps in {result.train_seconds:.1f} s; weights and model card in {result.export_dir}")
+    if is_main_process():
+        print(f"{result.steps} steps in {result.train_seconds:.1f} s; weights and model card in {result.export_dir}")
