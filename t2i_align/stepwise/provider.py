@@ -219,11 +219,14 @@ class RolloutProvider:
         return StepBatch(pairs, self._encode(pairs.prompt.tolist()), self._ids(length), weights)
 
     def _encode(self, indices: Sequence[int]) -> PromptEmbeddings:
-        """Encoded prompts by their places in the list, each distinct one once per rollout."""
-        new = [index for index in dict.fromkeys(indices) if index not in self._embeddings]
-        if new:
-            encoded = self._backbone.encode_prompt([self._prompts[index] for index in new])
-            self._embeddings |= {index: encoded.index([row]) for row, index in enumerate(new)}
+        """Encoded prompts by their places in the list, each distinct one once per rollout.
+
+        One at a time: the last bits of an encoding depend on how many prompts are encoded together, and a resumed run
+        has other prompts to encode.
+        """
+        for index in dict.fromkeys(indices):
+            if index not in self._embeddings:
+                self._embeddings[index] = self._backbone.encode_prompt([self._prompts[index]])
         if not indices:
             return self._backbone.empty_prompt(1).index(slice(0, 0))
         rows = [self._embeddings[index] for index in indices]

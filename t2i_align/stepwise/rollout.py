@@ -11,6 +11,7 @@ from torch import Tensor
 
 from t2i_align.backbones import Backbone
 from t2i_align.backbones.embeddings import PromptEmbeddings
+from t2i_align.errors import UserError
 from t2i_align.stepwise.batch import StepPairs
 from t2i_align.stepwise.brancher import RolloutAddress, branch, pick
 from t2i_align.stepwise.config import RolloutConfig
@@ -140,6 +141,13 @@ class Rollout:
                 time_ids=None if ids is None else ids.repeat(count, 1),
             )
         )
+        if not torch.isfinite(scored.scores).all():
+            raise UserError(
+                "The scorer of the rollout returned a score that is not finite.",
+                f"at timestep {self._grid.parents[step]}",
+                "check rollout.scorer (float16 overflows in some networks: use bfloat16 or float32), and whether the "
+                "policy still samples pictures: lower training.learning_rate if it broke",
+            )
         outputs = None if scored.outputs is None else scored.outputs.unflatten(0, candidates.shape[:2])
         return Scored(scored.scores.unflatten(0, candidates.shape[:2]), outputs)
 

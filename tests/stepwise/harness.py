@@ -83,6 +83,7 @@ def trainer(
     learning_rate: float = 1e-3,
     resolution: int = 32,
     prompts: list[str] | None = None,
+    accelerator=None,
     **training,
 ) -> Trainer:
     torch.manual_seed(0)  # adapter initialisation
@@ -90,7 +91,8 @@ def trainer(
     resolved = objectives.resolve(objective or config.objective)
     backbone = load_backbone(config.model, torch.device("cpu"), torch.float32, needs_reference=resolved.needs_reference)
     section = RolloutConfig.model_validate({**ROLLOUT, **(rollout or {})})
-    parts = build_stepwise(config, section, backbone, resolved, Accelerator(cpu=True), prompts or PROMPTS, scorer)
+    accelerator = accelerator or Accelerator(cpu=True)
+    parts = build_stepwise(config, section, backbone, resolved, accelerator, prompts or PROMPTS, scorer)
     optimizer = torch.optim.AdamW(backbone.trainable_parameters(), lr=learning_rate)
     return Trainer(config, backbone, parts, optimizer)
 

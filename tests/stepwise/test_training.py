@@ -65,10 +65,17 @@ def test_what_the_other_choices_cost(tiny_sd):
 
 
 def test_the_shared_pass_changes_nothing_but_time(tiny_sdxl):
-    shared, plain = trainer(tiny_sdxl).steps(4), trainer(tiny_sdxl, {"shared_pass": False}).steps(4)
-    assert [len(step) for step in shared.losses] == [len(step) for step in plain.losses]
-    for ours, theirs in zip(shared.losses, plain.losses, strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-6)
+    shared, plain = trainer(tiny_sdxl).steps(1), trainer(tiny_sdxl, {"shared_pass": False})
+    for parameter, value in zip(plain.backbone.trainable_parameters(), weights(shared), strict=True):
+        parameter.data.copy_(value)
+    batch, gradients = shared.parts.provider.batch(1, 0), []
+    losses = [run.parts.step.loss(batch, None, 1)[0].loss for run in (shared, plain)]
+    torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=1e-6)
+    assert (losses[0] - math.log(2)).abs().min() > 1e-4
+    for run, loss in zip((shared, plain), losses, strict=True):
+        parameters = run.backbone.trainable_parameters()
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss.mean(), parameters)]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=2e-6)
 
 
 def drift(model, scorer=None, sign=1) -> float:
@@ -193,6 +200,12 @@ def test_settings_that_cannot_work_are_refused(tiny_sd):
         trainer(tiny_sd, {"scorer": {"name": "channel_mean", "channel": 4}})
     with pytest.raises(UserError, match="multiple of"):
         trainer(tiny_sd, resolution=30)
+
+
+def test_a_broken_scorer_stops_the_run(tiny_sd):
+    run = trainer(tiny_sd, scorer=FunctionScorer(lambda latents: latents.flatten(1).mean(1) * float("nan")))
+    with pytest.raises(UserError, match="not finite"):
+        run.parts.provider.batch(0, 0)
 
 
 def test_prompts_take_turns(tiny_sd):
