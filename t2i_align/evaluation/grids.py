@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 PADDING = 8
 BACKGROUND = (255, 255, 255)
 INK = (40, 40, 48)
+OUTLINE = (216, 217, 220)
 SMALLEST_CELL = 160  # narrower pictures are enlarged by a whole factor, so that captions fit under them
 
 
@@ -51,7 +52,8 @@ def grid(
         top = PADDING + row * (height + PADDING) + sum(text_heights[:row])
         picture = _fit(image, width, height)
         sheet.paste(picture, (left + (width - picture.width) // 2, top + (height - picture.height) // 2))
-        draw.multiline_text((left, top + height + 2), text, INK, font, spacing=3)
+        draw.rectangle((left - 1, top - 1, left + width, top + height), outline=OUTLINE)
+        draw.multiline_text((left, top + height + 3), text, INK, font, spacing=3)
     return sheet
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from t2i_align.errors import UserError
-from t2i_align.evaluation.report.charts import Series, line_chart, short
+from t2i_align.evaluation.report.charts import Series, line_chart, short, smooth
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ PANELS = (
 
 @dataclass(frozen=True)
 class Chart:
-    """A rendered panel with its legend: (name, colour, last value)."""
+    """A rendered panel with its legend: (name, colour, last value as drawn)."""
 
     title: str
     hint: str
@@ -162,7 +162,8 @@ def _chart(panel: Panel, columns: dict[str, tuple[np.ndarray, np.ndarray]]) -> C
         steps, values = columns[metric]
         heldout = metric.startswith("heldout/")
         series.append(Series(name, steps, values, color, noisy=not heldout, markers=heldout))
-        legend.append((name, color, short(float(values[np.isfinite(values)][-1]))))
+        drawn = values[np.isfinite(values)] if heldout else smooth(values)
+        legend.append((name, color, short(float(drawn[-1]))))
     if not series:
         return None
     svg = line_chart(series, f"{panel.title} against training step", panel.reference)
