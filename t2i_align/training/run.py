@@ -318,4 +318,3 @@ class _Run:
             f"{origin} in {self.output_dir}: {self.provider.num_pairs} pairs, effective batch {batch}, "
             f"{training.max_train_steps} steps, {count:,} trained parameters, {self.objective.name}"
         )
-        self.progress.note(f"attention: {self.backbone.attention_choice}")
