@@ -57,7 +57,7 @@ class Oracle:
             "aesthetic": aesthetic(measured),
             "detail": detail(measured),
         }
-        scores["overall"] = sum(weight * scores[name] for name, weight in WEIGHTS.items())
+        scores["overall"] = np.sum([weight * scores[name] for name, weight in WEIGHTS.items()], axis=0)
         return {name: values.astype(np.float32) for name, values in scores.items()}
 
 

@@ -60,7 +60,7 @@ def run(model: str | Path, output_dir: str | Path, num_train: int = 800, num_hel
     `model` is a pipeline folder or `shapes:base`. The prompts of the two splits have none in common.
     """
     folder = Path(output_dir)
-    pipeline = load_pipeline(resolve(model) if str(model).startswith("shapes:") else model)
+    pipeline = load_pipeline(resolve(str(model)) if str(model).startswith("shapes:") else model)
     train, heldout = split_prompts(PROMPTS_PER_SPLIT["train"], PROMPTS_PER_SPLIT["heldout"], seed)
     for number, (split, prompts, count) in enumerate((("train", train, num_train), ("heldout", heldout, num_heldout))):
         (folder / "prompts").mkdir(parents=True, exist_ok=True)

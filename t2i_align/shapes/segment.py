@@ -80,8 +80,8 @@ def bounding_box(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Centre `[N, 2]`, half of the longer side `[N]` and distance to the border `[N]` of each mask."""
     edges = []
     for axis in (1, 2):  # columns (x), then rows (y)
-        line = mask.any(axis=axis)
-        some = line.any(axis=1)
+        line: np.ndarray = np.any(mask, axis=axis)
+        some = np.any(line, axis=1)
         low = np.where(some, line.argmax(axis=1), IMAGE_SIZE // 2)
         high = np.where(some, IMAGE_SIZE - line[:, ::-1].argmax(axis=1), IMAGE_SIZE // 2 + 1)
         edges.append((low, high))

@@ -93,7 +93,7 @@ def load_checkpoint(path: Path, state: TrainState, identity: dict) -> int:
     try:
         saved = json.loads((path / STATE).read_text())
         weights = load_file(path / TRAINABLE)
-        ema = load_file(path / EMA) if state.ema is not None else None
+        ema = load_file(path / EMA) if state.ema is not None else {}
         rest = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise UserError(

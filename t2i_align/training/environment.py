@@ -27,7 +27,7 @@ PACKAGES = (
 
 def describe_environment(num_processes: int, device: torch.device, attention: str) -> dict:
     """Versions, device and process count as plain JSON values."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)

@@ -7,9 +7,10 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -36,9 +37,9 @@ class Hooks:
     Each is called on every process with the number of finished steps.
     """
 
-    log: object
-    checkpoint: object
-    validate: object
+    log: Callable[[int, StepSummary], None]
+    checkpoint: Callable[[int], None]
+    validate: Callable[[int], None]
 
 
 @dataclass
@@ -156,7 +157,7 @@ def _stop_on_signal(stop: threading.Event) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {}
+    previous: dict[int, Any] = {}
 
     def request(number: int, frame: object) -> None:
         stop.set()

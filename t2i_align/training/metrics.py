@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ class MetricsWriter:
     A resumed run drops the lines after its checkpoint first, so the file always reads like an unbroken run.
     """
 
-    def __init__(self, output_dir: Path, trackers: list[str], config: dict, resume_step: int) -> None:
+    def __init__(self, output_dir: Path, trackers: Sequence[str], config: dict, resume_step: int) -> None:
         self.path = output_dir / "metrics.jsonl"
         _drop_after(self.path, resume_step)
         self._file = self.path.open("a", encoding="utf-8")

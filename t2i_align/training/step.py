@@ -165,7 +165,8 @@ class PairStep:
             with torch.no_grad(), self._backbone.reference():
                 reference = self._errors(inputs)
         errors = self._pair_errors(items, batch.margins, inputs, policy, reference, step)
-        return self._objective(errors), errors.timesteps / self._backbone.num_train_timesteps
+        timesteps = inputs.latents.timesteps[: len(items.ids)]
+        return self._objective(errors), timesteps / self._backbone.num_train_timesteps
 
     def policy_errors(self, batch: PairBatch, draws: Draws) -> tuple[Tensor, Tensor]:
         """e_w and e_l ``[B]`` of the current weights, for probes; the link plays no part."""
