@@ -48,7 +48,7 @@ class RewardTrainingConfig(BaseModel):
         default=None, description="mps only: label dimension -> condition name or text"
     )
     mask_threshold: float | None = Field(default=None, ge=0, lt=1, description="mps only: overrides the checkpoint's")
-    mask_temperature: float | None = Field(default=None, gt=0, description="mps only: train with a soft mask")
+    mask_temperature: float | None = Field(default=None, gt=0, description="mps only: soft mask at the start")
     max_logit_scale: float | None = Field(default=None, gt=0, description="clamp exp(logit_scale) to it")
 
     # Freezing: None trains all blocks.

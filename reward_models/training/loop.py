@@ -149,6 +149,7 @@ class RewardTrainer:
         return pair_batches(self.train_data, batches, self.tokenise, self.config.dataloader_num_workers)
 
     def _micro_step(self, batch: PairTensors) -> Tensor:
+        self.accelerator.unwrap_model(self.model).set_progress(self.progress.step / self.config.max_train_steps)
         loss = self.model(to_device(batch, self.accelerator.device)).loss
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients and self.config.max_grad_norm is not None:

@@ -62,6 +62,9 @@ class PairModel(nn.Module, ABC):
     def logit_scale(self) -> nn.Parameter:
         """The logarithm of the similarity scale."""
 
+    def set_progress(self, fraction: float) -> None:
+        """Told before every step how much of the run is done, in [0, 1); for losses that change on the way."""
+
 
 class ClipPairModel(PairModel):
     """PickScore and HPS: one text and two image features per pair."""
@@ -105,12 +108,13 @@ class MPSPairModel(PairModel):
     """MPS: one score per picture and condition; conditions are encoded with the current weights.
 
     The mask is hard and passes no gradient, so a model whose conditions let the same tokens through cannot learn to
-    tell them apart. With `mask_temperature` the training loss uses the soft mask instead; scores stay hard.
+    tell them apart. With `mask_temperature` the training loss uses the soft mask instead, with a temperature that falls
+    linearly to a twentieth by the end, so that the model settles for masks that survive hardening; scores stay hard.
     """
 
     def __init__(self, scorer: MPSScorer, conditions: list[str], mask_temperature: float | None) -> None:
         super().__init__()
-        self.network, self.mask_temperature = scorer.model, mask_temperature
+        self.network, self.mask_temperature, self.progress = scorer.model, mask_temperature, 0.0
         texts = [CONDITIONS.get(condition, condition) for condition in conditions]
         self.register_buffer("condition_ids", scorer.tokenise(texts), persistent=False)
         # The image tokens skip this norm, so it would never see a gradient.
@@ -119,6 +123,9 @@ class MPSPairModel(PairModel):
     @property
     def logit_scale(self) -> nn.Parameter:
         return self.network.tower.clip.logit_scale
+
+    def set_progress(self, fraction: float) -> None:
+        self.progress = fraction
 
     def scores(self, batch: PairTensors, temperature: float | None = None) -> tuple[Tensor, Tensor]:
         """Logits of a and b under every condition, each [B, C]; hard masks without a temperature."""
@@ -140,7 +147,8 @@ class MPSPairModel(PairModel):
         return scores_a - scores_b
 
     def forward(self, batch: PairTensors) -> PairOutput:
-        scores_a, scores_b = self.scores(batch, self.mask_temperature)
+        start = self.mask_temperature
+        scores_a, scores_b = self.scores(batch, None if start is None else start * (1 - 0.95 * self.progress))
         losses = multi_dimension_losses(scores_a, scores_b, batch.labels_a)
         return PairOutput(globally_weighted(losses, batch.weights), (scores_a - scores_b).detach())
 

@@ -142,33 +142,39 @@ def test_an_interrupted_first_stretch_starts_again_but_never_deletes(start, tmp_
     assert rows == [1, 2, 3, 4, 5, 6]
 
 
-def test_mps_learns_with_missing_labels_and_keeps_its_threshold(tmp_path):
-    """Every third pair lacks the second dimension; one dimension alone is learnt, the report has both."""
+def test_mps_learns_two_dimensions_that_contradict_each_other(tmp_path):
+    """Semantic follows the prompt's colour, aesthetic the dark picture; every third pair lacks the second label."""
     config = mps_config()
     config["clip"]["vision_config"] |= {"image_size": 32, "hidden_size": 32, "intermediate_size": 64}
     config["cross"]["layer_num"] = 1
-    start = write_random("mps", tmp_path / "start", config, TOKENIZER, seed=1)
-    records = []
-    for index, r in enumerate(colour_pairs(160)):
-        labels = {"semantic": r.label_a} | ({} if index % 3 else {"colour": r.label_a})
-        records.append(PreferenceRecord(r.prompt, r.image_a, r.image_b, r.label_a, labels))
+    start = write_random("mps", tmp_path / "start", config, TOKENIZER, seed=2)
+
+    def sentences(records):
+        for index, r in enumerate(records):
+            labels = dict(r.dimension_labels) if index % 3 else {"semantic": r.label_a}
+            prompt = f"a {r.prompt} picture with some light"
+            yield PreferenceRecord(prompt, r.image_a, r.image_b, r.label_a, labels)
+
     settings = {
         "scorer": "mps",
         "loss": "mps",
-        "conditions": {"semantic": "semantic", "colour": "colour, hue"},
-        "mask_threshold": 0.5,
+        "conditions": {"semantic": "semantic", "aesthetic": "light, tone"},
+        "mask_threshold": 0.7,
         "mask_temperature": 0.1,
-        "max_train_steps": 40,
-        "validation_steps": 40,
+        "max_train_steps": 120,
+        "validation_steps": 120,
+        "checkpointing_steps": 120,
     }
-    result = train(configuration(start, tmp_path / "run", **settings), records, records[:60])
-    report = result.report["final"]
-    assert (report["semantic"]["pairs"], report["colour"]["pairs"]) == (60, 20)
-    assert report["semantic"]["accuracy"] > 0.8
-    scorer = load("mps", result.final, "cpu", condition="colour, hue")
-    assert scorer.model.mask_threshold == 0.5 and "mask_threshold" not in scorer.version
-    margin = scorer.score(records[0].prompt, [records[0].image_a, records[0].image_b]).diff()
-    assert margin.abs() > 0
+    held_out = list(sentences(colour_pairs(40, seed=9)))
+    run = configuration(start, tmp_path / "run", **settings)
+    report = train(run, list(sentences(colour_pairs(160))), held_out).report["final"]
+    assert (report["semantic"]["pairs"], report["aesthetic"]["pairs"]) == (40, 26)
+    assert report["semantic"]["accuracy"] > 0.85
+    assert report["aesthetic"]["accuracy"] > 0.85
+    scorer = load("mps", tmp_path / "run" / "final", "cpu", condition="light, tone")
+    assert scorer.model.mask_threshold == 0.7 and "mask_threshold" not in scorer.version
+    dark, bright = (Image.new("RGB", (24, 24), tuple(int(s * c) for c in COLOURS["red"])) for s in (0.4, 1.0))
+    assert float(scorer.compare("a red picture with some light", [dark, bright])[0]) > 0.5
 
 
 @pytest.mark.parametrize(
