@@ -32,8 +32,8 @@ def judge(model: str, baseline: str, rate: Estimate, what: str = "") -> Verdict:
         what: the score behind it, e.g. "oracle overall".
     """
     figures = (
-        f"{model} wins {percent(rate.value)} of {rate.n} prompts against {baseline}"
-        f"{f' by {what}' if what else ''} ({percent(rate.confidence)} interval {span(rate)})."
+        f"{model} wins {percent(rate.value)} against {baseline}{f' by {what}' if what else ''} over {rate.n} prompts "
+        f"({percent(rate.confidence)} interval {span(rate)}; ties count half)."
     )
     if rate.low > 0.5:
         return Verdict("better", f"{model} is better than {baseline}", figures)

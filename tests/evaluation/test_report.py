@@ -104,7 +104,7 @@ def test_verdict_comes_first(page, evaluation):
     assert page.headings[0] == ("h1", "tuned is better than base")
     assert [tag for tag, _ in page.tags].index("h1") < [tag for tag, _ in page.tags].index("nav")
     text = text_of(evaluation)
-    assert "tuned wins 78\N{NO-BREAK SPACE}% of 40 prompts against base" in text
+    assert "tuned wins 78\N{NO-BREAK SPACE}% against base by brightness overall over 40 prompts" in text
     assert text.index("tuned wins 78") < text.index("The control shows no improvement")
 
 
