@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from contextlib import nullcontext
@@ -197,7 +196,7 @@ class _Run:
             "model": self.config.model.model_dump(
                 mode="json", exclude={"attention", "gradient_checkpointing", "compile"}
             ),
-            "objective": json.loads(json.dumps(self.objective.config)),
+            "objective": self.objective.config,
             "pairs": self.provider.source.fingerprint,
             "effective_batch": effective_batch(training, self.accelerator.num_processes),
             "resolution": self.config.data.resolution,
