@@ -79,12 +79,12 @@ def test_a_reference_pass_leaves_the_gradient_alone(tiny_sdxl: Path) -> None:
     def gradients(interleave: bool) -> list[torch.Tensor]:
         backbone = load(tiny_sdxl, gradient_checkpointing=True)
         perturb(backbone)
-        given = inputs(backbone)
+        given, modes = inputs(backbone), [module.training for module in backbone.unet.modules()]
         loss = backbone.predict(**given).square().mean()
         if interleave:
             reference_prediction(backbone, given)
         loss.backward()
-        assert backbone.unet.training
+        assert [module.training for module in backbone.unet.modules()] == modes
         return [parameter.grad for parameter in backbone.trainable_parameters()]
 
     plain, interleaved = gradients(False), gradients(True)

@@ -24,16 +24,14 @@ LORA = "pytorch_lora_weights.safetensors"
 KOHYA = "kohya_lora_weights.safetensors"
 EVERYWHERE = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "ff.net.0.proj", "ff.net.2", "conv1", "time_emb_proj"]
 CASES: dict[str, tuple[str, dict, dict]] = {
-    "sdxl alpha": ("tiny_sdxl", {"lora": {"rank": 4, "alpha": 10.0}}, {"kohya": True}),
     "sdxl everywhere": (
         "tiny_sdxl",
         {"lora": {"rank": 4, "alpha": 2.5, "target_modules": EVERYWHERE}},
         {"kohya": True},
     ),
     "sdxl dora": ("tiny_sdxl", {"lora": {"rank": 4, "alpha": 6.0, "use_dora": True}}, {}),
-    "sd alpha": ("tiny_sd", {"lora": {"rank": 4, "alpha": 1.0}}, {"kohya": True}),
+    "sd v alpha": ("tiny_sd_v", {"lora": {"rank": 4, "alpha": 1.0}}, {"kohya": True}),
     "sd dora": ("tiny_sd", {"lora": {"rank": 4, "use_dora": True, "target_modules": ["to_q", "conv2"]}}, {}),
-    "sd v full": ("tiny_sd_v", {"train": "full"}, {}),
     "sdxl full": ("tiny_sdxl", {"train": "full"}, {}),
 }
 FILES = [(name, LORA) for name in CASES if "full" not in name]
