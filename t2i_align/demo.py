@@ -17,7 +17,7 @@ from t2i_align.evaluation.summary import write_summary
 from t2i_align.training.run import TrainResult, train
 
 CONFIG = Path("configs/shapes/dpo.yaml")
-NUM_PROMPTS = 200
+NUM_PROMPTS = 128
 BATCH_SIZE = 50
 
 
