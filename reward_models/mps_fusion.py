@@ -39,7 +39,7 @@ class GainNorm(nn.Module):
         self.register_buffer("bias", torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias.to(x.dtype), eps=1e-5)
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias.to(self.weight.dtype), eps=1e-5)
 
 
 class SwiGLU(nn.Module):

@@ -120,7 +120,7 @@ def _hpsv2_no_antialias(image: Image.Image, size: int) -> Tensor:
 
 def _to_unit_tensor(image: Image.Image) -> Tensor:
     """RGB image to float32 [3, H, W] in [0, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
 
 
 def _resize_long_side(pixels: Tensor, size: int, antialias: bool) -> Tensor:

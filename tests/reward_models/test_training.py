@@ -225,6 +225,23 @@ def test_workers_and_bytes_give_the_same_run(start, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("scorer", ["pickscore", "mps", "hpsv2"])
+def test_bf16_stays_close_to_float32(tmp_path, scorer):
+    """Towers in bf16, cosines and losses in float32: the first loss differs by rounding only."""
+    settings = {"scorer": scorer, "max_train_steps": 1, "loss": {"hpsv2": "hps"}.get(scorer, scorer)}
+    configs = {"pickscore": clip_config(), "hpsv2": SMALL_HPS_CONFIG, "mps": mps_config()}
+    settings |= {"mps": {"mask_temperature": 0.1}, "pickscore": {"in_batch_negatives": True}}.get(scorer, {})
+    start = write_random(scorer, tmp_path / "start", configs[scorer], TOKENIZER, seed=1)
+    losses = {}
+    for precision in ("no", "bf16"):
+        AcceleratorState._reset_state(True)
+        run = configuration(start, tmp_path / precision, mixed_precision=precision, **settings)
+        train(run, colour_pairs(8))
+        losses[precision] = json.loads((tmp_path / precision / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+    assert losses["bf16"] != losses["no"]
+    assert losses["bf16"] == pytest.approx(losses["no"], rel=0.05)
+
+
 def test_broken_data_names_the_pair(start, tmp_path):
     records = colour_pairs(8)
     broken = [*records[:7], PreferenceRecord("red", b"", records[7].image_b, 1.0)]
