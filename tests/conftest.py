@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,13 @@ def tiny_sd_v(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import make_sd
 
     return make_sd(tmp_path_factory.mktemp("tiny") / "sd_v", "v_prediction", downsamples=3, sample_size=8)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """accelerate keeps one state per process: without this, the first test's precision would be everybody's."""
+    yield
+    if "accelerate" in sys.modules:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(True)
