@@ -63,6 +63,16 @@ def _reference_fits(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def _kohya_knows_no_dora(config: RunConfig) -> Iterator[Problem]:
+    if config.export.kohya and config.model.lora.use_dora:
+        yield Problem(
+            "export.kohya",
+            "the kohya keys written here have no place for DoRA's magnitudes",
+            "kohya: true with model.lora.use_dora: true",
+            "set one of the two to false; the diffusers LoRA is written in any case",
+        )
+
+
 def _cache_is_fixed(config: RunConfig) -> Iterator[Problem]:
     if config.data.cache_dir is not None and not config.data.center_crop:
         yield Problem(
@@ -128,6 +138,7 @@ def _trackers_once(config: RunConfig) -> Iterator[Problem]:
 RULES: tuple[Rule, ...] = (
     _heldout_once,
     _reference_fits,
+    _kohya_knows_no_dora,
     _cache_is_fixed,
     _resolution_fits,
     _warmup_fits,

@@ -20,6 +20,7 @@ CONTRADICTIONS = [
     (["training.scale_lr=true", "training.learning_rate=0.03"], "training.scale_lr"),
     ([NO_HELDOUT, "validation.validation_steps=10"], "validation.validation_steps"),
     (["report_to=[wandb, wandb]"], "report_to"),
+    ([LORA, "model.lora.use_dora=true", "export.kohya=true"], "export.kohya"),
 ]
 UNREAD = [
     (["model.lora.rank=4"], "model.lora.rank", "whole UNet"),
