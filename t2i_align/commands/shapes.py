@@ -29,7 +29,7 @@ def pairs(
     output_dir: OutputDir,
     model: Annotated[str, typer.Option(help="Base model whose samples are compared.")] = "shapes:base",
     num_train: Annotated[int, typer.Option(min=1, help="Training pairs.")] = 1000,
-    num_heldout: Annotated[int, typer.Option(min=1, help="Held-out pairs, of other prompts.")] = 250,
+    num_heldout: Annotated[int, typer.Option(min=1, help="Held-out pairs, of other prompts.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of prompts and samples.")] = 0,
 ) -> None:
     """Sample pairs of pictures and let the oracle label them, in the Pick-a-Pic layout."""

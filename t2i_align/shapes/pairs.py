@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 TIE_MARGIN = 0.01  # differences of the overall score up to this are ties: about one pair in ten
 NUM_ANNOTATORS = 25  # ids that the rows are dealt to; they all judge as the oracle does
-PROMPTS_PER_SPLIT = {"train": 512, "heldout": 128}
+PROMPTS_PER_SPLIT = {"train": 600, "heldout": 200}
 JPEG_QUALITY = 95
 MODEL_NAME = "shapes-base"
 START = datetime(2024, 1, 1)
@@ -54,7 +54,7 @@ SCHEMA = pa.schema(
 )
 
 
-def run(model: str | Path, output_dir: str | Path, num_train: int = 800, num_heldout: int = 200, seed: int = 0) -> Path:
+def run(model: str | Path, output_dir: str | Path, num_train: int = 1000, num_heldout: int = 200, seed: int = 0) -> Path:
     """Sample, label and write `pairs/{train,heldout}.parquet`, `prompts/*.txt` and a sheet; returns `output_dir`.
 
     `model` is a pipeline folder or `shapes:base`. The prompts of the two splits have none in common.

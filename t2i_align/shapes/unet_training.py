@@ -41,7 +41,7 @@ class UnetConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    block_out_channels: tuple[int, ...] = (64, 96)
+    block_out_channels: tuple[int, ...] = (64, 96, 96)
     layers_per_block: int = Field(default=1, ge=1)
     attention_head_dim: int = Field(default=32, ge=1, description="channels per attention head")
     addition_time_embed_dim: int = Field(default=32, ge=2)

@@ -169,9 +169,7 @@ def sample_keep(rng: np.random.Generator, drop_rate: float) -> tuple[str, ...]:
 def split_prompts(num_train: int, num_heldout: int, seed: int = 0) -> tuple[list[str], list[str]]:
     """Two lists of different captions with no caption in common.
 
-    Each names four or five attributes, so that there is something to get right. The position is left open: the base
-    model has not learned to place its figures on request, and no choice between its samples could teach it.
-    Deterministic in `seed`, and the held-out list does not depend on `num_train`.
+    Each names five or six attributes, so that there is something to get right. Deterministic in `seed`, and the held-out list does not depend on `num_train`.
     """
     heldout = _draw_captions(num_heldout, np.random.default_rng([seed, 1]), excluded=set())
     train = _draw_captions(num_train, np.random.default_rng([seed, 0]), excluded=set(heldout))
@@ -179,11 +177,10 @@ def split_prompts(num_train: int, num_heldout: int, seed: int = 0) -> tuple[list
 
 
 def _draw_captions(count: int, rng: np.random.Generator, excluded: set[str]) -> list[str]:
-    named = [name for name in ATTRIBUTES if name != "position"]
     drawn: dict[str, None] = {}
     while len(drawn) < count:
-        left_out = rng.integers(2 * len(named))  # half of the captions name everything
-        text = caption(sample_scene(rng), [name for i, name in enumerate(named) if i != left_out])
+        left_out = rng.integers(2 * len(ATTRIBUTES))  # half of the captions name everything
+        text = caption(sample_scene(rng), [name for i, name in enumerate(ATTRIBUTES) if i != left_out])
         if text not in excluded:
             drawn[text] = None
     return list(drawn)

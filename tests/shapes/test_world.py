@@ -101,7 +101,7 @@ def test_prompt_splits_share_no_caption() -> None:
     assert len(set(train)) == 200 and len(set(heldout)) == 80
     assert not set(train) & set(heldout)
     asked = [parse_caption(prompt) for prompt in train + heldout]
-    assert all(4 <= len(names) <= 5 and "position" not in names for names in asked)
+    assert all(5 <= len(names) <= 6 for names in asked)
     assert split_prompts(10, 80)[1] == heldout
     assert split_prompts(200, 80) == (train, heldout)
     assert split_prompts(200, 80, seed=1)[0] != train
