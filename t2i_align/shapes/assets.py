@@ -8,10 +8,13 @@ from ..errors import UserError
 
 DATA = Path(__file__).parent / "data"
 SPLITS = ("train", "heldout")
+HEADS = ("pickscore", "hpsv2.1", "mps")
 ADDRESSES = {
     "shapes:base": DATA / "base",
+    "shapes:tokenizer": DATA / "base" / "tokenizer",
     "shapes:pairs": DATA / "pairs" / "train.parquet",
     "shapes:pairs/heldout": DATA / "pairs" / "heldout.parquet",
+    **{f"shapes:{name}": DATA / "rewards" / name for name in HEADS},
 }
 
 
@@ -29,6 +32,13 @@ def pairs_path(split: str = "train") -> Path:
     return path
 
 
+def head_path(name: str) -> Path:
+    """Folder of a small reward model of the world; `reward_models.load(name, checkpoint=folder)` reads it."""
+    path = ADDRESSES[f"shapes:{name}"]
+    _require(path / "model.safetensors", f"t2i-align rewards train configs/shapes/rewards/{name}.yaml")
+    return path
+
+
 def prompts(split: str = "heldout") -> list[str]:
     """The prompts of `split`, train or heldout; the two have none in common."""
     path = DATA / "prompts" / f"{_checked(split)}.txt"
@@ -37,10 +47,15 @@ def prompts(split: str = "heldout") -> list[str]:
 
 
 def resolve(address: str) -> Path:
-    """The path behind `shapes:base`, `shapes:pairs` or `shapes:pairs/heldout`."""
+    """The path behind an address: one of `ADDRESSES`."""
     if address == "shapes:base":
         return base_model_path()
+    if address == "shapes:tokenizer":
+        return base_model_path() / "tokenizer"
     if address in ADDRESSES:
+        name = address.removeprefix("shapes:")
+        if name in HEADS:
+            return head_path(name)
         return pairs_path(ADDRESSES[address].stem)
     raise UserError("no such part of the shapes world", address, f"use one of {', '.join(ADDRESSES)}")
 

@@ -25,7 +25,7 @@ from .world import split_prompts
 
 logger = logging.getLogger(__name__)
 
-TIE_MARGIN = 0.01  # differences of the overall score up to this are ties: about one pair in ten
+TIE_MARGIN = 0.006  # differences of the overall score up to this are ties: about one pair in ten
 NUM_ANNOTATORS = 25  # ids that the rows are dealt to; they all judge as the oracle does
 PROMPTS_PER_SPLIT = {"train": 600, "heldout": 200}
 JPEG_QUALITY = 95
