@@ -128,6 +128,35 @@ def score_files(
     return run.finish()
 
 
+def finished_report(scorers: Sequence[BaseScorer], items: Sequence[ScoreItem], out: str | Path) -> ScoreReport | None:
+    """The report of a complete result of exactly these scorers, versions, items and prompts; None where there is none.
+
+    Pictures are taken as unchanged.
+    """
+    out = Path(out)
+    if not out.is_file():
+        return None
+    columns = ["id", "prompt", "scorer", "version", "preprocessing"]
+    found = pq.read_table(out, columns=columns).to_pylist()
+    failures = _read_failures(_failures_file(out))
+    identities = {(row["scorer"], row["version"], row["preprocessing"]) for row in found}
+    wanted = {(scorer.name, scorer.version, scorer.preprocessing) for scorer in scorers}
+    prompts = {row["id"]: row["prompt"] for row in found}
+    failed = {failure["id"] for failure in failures}
+    same = all(prompts.get(item.id) == item.prompt or item.id in failed for item in items)
+    if not same or len(prompts) + len(failed) != len(items) or (found and identities != wanted):
+        return None
+    return ScoreReport(len(prompts), len(items), [(failure["id"], failure["reason"]) for failure in failures])
+
+
+def _failures_file(out: Path) -> Path:
+    return out.with_name(f"{out.name}.failures.jsonl")
+
+
+def _read_failures(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
 class _Run:
     """Files and bookkeeping of one output."""
 
@@ -175,7 +204,7 @@ class _Run:
     def _failures(self) -> list[dict[str, str]]:
         """Failures of complete parts; the parquet file is what makes a part complete."""
         files = [part.with_suffix(".failures") for part in sorted(self.parts.glob("part-*.parquet"))]
-        return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+        return [failure for file in files for failure in _read_failures(file)]
 
     def write_part(self, rows: list[dict[str, Any]], failures: list[dict[str, str]]) -> None:
         """One part: failures first, then the rows under their final name, which completes it."""
@@ -194,8 +223,7 @@ class _Run:
         pq.write_table(table, partial)
         failures = self._failures()
         if failures:
-            name = self.out.with_name(f"{self.out.name}.failures.jsonl")
-            _write(name, "".join(json.dumps(failure) + "\n" for failure in failures))
+            _write(_failures_file(self.out), "".join(json.dumps(failure) + "\n" for failure in failures))
         os.replace(partial, self.out)
         shutil.rmtree(self.parts)
         scored = len(table) // len(self.scorers)

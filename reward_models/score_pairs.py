@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from reward_models.errors import RewardModelError
 from reward_models.images import ImageSource
-from reward_models.score_files import ScoreItem, ScoreReport, score_files
+from reward_models.score_files import ScoreItem, ScoreReport, finished_report, score_files
 from reward_models.scorer import BaseScorer
 
 PairLoader: TypeAlias = Callable[[int], tuple[ImageSource, ImageSource]]
@@ -50,9 +50,12 @@ def score_pairs(
     load_pair: PairLoader,
     out: str | Path,
     ids: Sequence[str] | None = None,
+    prompts_b: Sequence[str] | None = None,
     **options: Any,
 ) -> PairScores:
     """Score both pictures of every pair into a parquet file and return the scores.
+
+    A complete file of the same scorers and pairs is read instead of being refused.
 
     Args:
         scorers: loaded scorers with distinct names.
@@ -60,17 +63,19 @@ def score_pairs(
         load_pair: the two pictures of pair i; called in the decoding workers, so it should be picklable.
         out: the parquet file, rows as `score_files` writes them with ids `<pair id>/a` and `<pair id>/b`.
         ids: of the pairs; their numbers by default.
+        prompts_b: prompts of the second pictures, where they differ.
         **options: of `score_files` (batch_size, workers, resume, progress ...).
     """
     names = [str(number) for number in range(len(prompts))] if ids is None else list(ids)
     if len(names) != len(prompts):
         raise RewardModelError("give one id per pair", found=f"{len(names)} ids for {len(prompts)} pairs")
+    texts = {"a": prompts, "b": prompts if prompts_b is None else prompts_b}
     items = [
-        ScoreItem(f"{name}/{side}", prompt, partial(_picture, load_pair, number, side))
-        for number, (name, prompt) in enumerate(zip(names, prompts, strict=True))
+        ScoreItem(f"{name}/{side}", texts[side][number], partial(_picture, load_pair, number, side))
+        for number, name in enumerate(names)
         for side in "ab"
     ]
-    report = score_files(scorers, items, out, **options)
+    report = finished_report(scorers, items, out) or score_files(scorers, items, out, **options)
     position = {f"{name}/{side}": (side, number) for number, name in enumerate(names) for side in "ab"}
     tables = {
         side: {scorer.name: np.full(len(prompts), np.nan, dtype=np.float32) for scorer in scorers} for side in "ab"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from reward_models.errors import RewardModelError
 
@@ -17,9 +17,9 @@ class RewardTrainingConfig(BaseModel):
 
     # What is trained, and from what.
     scorer: Literal["pickscore", "hps_v1", "hpsv2", "hpsv2.1", "mps"] = "pickscore"
-    checkpoint: str
+    checkpoint: str | None = Field(description="None: random weights of model_config, drawn from seed")
     tokenizer: str | None = None
-    model_configuration: str | None = Field(default=None, alias="model_config")
+    model_configuration: str | dict[str, Any] | None = Field(default=None, alias="model_config")
     output_dir: Path
     seed: int = 42
 
@@ -59,7 +59,14 @@ class RewardTrainingConfig(BaseModel):
     validation_steps: int = Field(default=100, ge=1)
     checkpointing_steps: int = Field(default=500, ge=1)
     checkpoints_total_limit: int = Field(default=2, ge=1)
+    save_dtype: Literal["float32", "float16", "bfloat16"] = Field(default="float32", description="of best/ and final/")
     resume_from_checkpoint: str | None = Field(default=None, description="latest, or a checkpoint")
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: object) -> object:
+        """YAML 1.1 reads an unquoted `no` as false."""
+        return "no" if value is False else value
 
     @model_validator(mode="after")
     def _options_have_an_effect(self) -> RewardTrainingConfig:
@@ -70,6 +77,8 @@ class RewardTrainingConfig(BaseModel):
         for name in ("conditions", "mask_threshold", "mask_temperature"):
             if getattr(self, name) is not None and self.loss != "mps":
                 raise ValueError(f"{name} is not read by loss '{self.loss}'")
+        if self.checkpoint is None and self.model_configuration is None:
+            raise ValueError("checkpoint is None, which starts from random weights, and these need a model_config")
         if self.lr_warmup_steps > self.max_train_steps:
             raise ValueError("lr_warmup_steps exceeds max_train_steps")
         return self

@@ -54,8 +54,8 @@ class PairDataset(Dataset["PreparedPair | RewardModelError"]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> PreparedPair | RewardModelError:
-        record = self.records[index]
         try:
+            record = self.records[index]
             inputs = torch.stack([self.preprocessor(record.image_a), self.preprocessor(record.image_b)])
         except RewardModelError as error:
             return RewardModelError(f"pair {index}: {error.what}", error.found, error.fix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,15 +17,17 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from reward_models.checkpoints import write_network
+from reward_models.checkpoints import write_network, write_random
 from reward_models.clip_like import ClipLikeScorer
 from reward_models.errors import RewardModelError
 from reward_models.mps import MPSScorer
 from reward_models.registry import load
+from reward_models.scorer import BaseScorer, torch_dtype
 from reward_models.training.config import RewardTrainingConfig
 from reward_models.training.data import AddressedBatches, PairDataset, pair_batches, to_device
 from reward_models.training.metrics import pair_report
 from reward_models.training.pair_model import PairModel, PairTensors, build_pair_model
+from reward_models.training.plots import calibration_plot
 from reward_models.training.records import PreferenceRecord
 from reward_models.training.run_folder import RunFolder
 
@@ -100,7 +103,7 @@ class RewardTrainer:
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
         )
-        scorer = load(config.scorer, config.checkpoint, "cpu", "float32", **_given(config))
+        scorer = starting_scorer(config)
         if not isinstance(scorer, (ClipLikeScorer, MPSScorer)):
             raise RewardModelError("this scorer cannot be trained", found=scorer.name)
         self.tokenise, self.network = scorer.tokenise, scorer.model
@@ -198,7 +201,9 @@ class RewardTrainer:
             for column, dimension in enumerate(self.config.dimensions)
             if (known := ~np.isnan(labels[:, column])).any()
         }
-        accuracy = float(np.mean([part["accuracy"] for part in report.values()]))
+        # A dimension whose held-out labels are all ties has no accuracy; without any the log loss decides.
+        untied = [part["accuracy"] for part in report.values() if part["untied_pairs"]]
+        accuracy = float(np.mean(untied)) if untied else -float(np.mean([p["log_loss"] for p in report.values()]))
         step = self.progress.step
         better = accuracy > self.progress.best_accuracy
         if better:
@@ -243,7 +248,7 @@ class RewardTrainer:
     def _write_scorer(self, name: str) -> None:
         target, new = self.folder.root / name, self.folder.root / f".{name}.new"
         shutil.rmtree(new, ignore_errors=True)
-        write_network(self.network, self.tokenise, new, torch.float32)
+        write_network(self.network, self.tokenise, new, torch_dtype(self.config.save_dtype))
         shutil.rmtree(target, ignore_errors=True)
         os.replace(new, target)
 
@@ -258,15 +263,25 @@ class RewardTrainer:
             }
         if self.accelerator.is_main_process:
             self._write_scorer("final")
-            self.folder.write_json("evaluation.json", report)
+            self.folder.write_json("metrics.json", report)
+            if report:
+                calibration_plot(self.progress.best_report, self.folder.root / "calibration.png")
         self.accelerator.wait_for_everyone()
         root = self.folder.root
         return TrainingResult(root / "final", root / "best" if self.validation_data else None, report)
 
 
-def _given(config: RewardTrainingConfig) -> dict[str, Any]:
+def starting_scorer(config: RewardTrainingConfig) -> BaseScorer:
+    """The scorer a run starts from: its checkpoint, or random weights that are a function of the seed."""
     options = {"tokenizer": config.tokenizer, "model_config": config.model_configuration}
-    return {key: value for key, value in options.items() if value is not None}
+    given = {key: value for key, value in options.items() if value is not None}
+    if config.checkpoint is not None:
+        return load(config.scorer, config.checkpoint, "cpu", "float32", **given)
+    assert config.model_configuration is not None  # the configuration's own rule
+    with tempfile.TemporaryDirectory() as folder:
+        start = Path(folder) / "start"
+        write_random(config.scorer, start, config.model_configuration, config.tokenizer, config.seed)
+        return load(config.scorer, start, "cpu", "float32")
 
 
 def _sigmoid(margins: np.ndarray) -> np.ndarray:

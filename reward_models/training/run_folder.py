@@ -5,7 +5,8 @@ whole.
     metrics.jsonl       one row per step, one per validation
     checkpoint-N/       everything to resume bit for bit (accelerate's layout)
     best/, final/       scorers that `load` reads
-    evaluation.json     held-out report of both
+    metrics.json        held-out report of both: accuracy, calibration, reliability curve
+    calibration.png     the reliability curve of best/
 """
 
 from __future__ import annotations

@@ -19,9 +19,13 @@ WORDS = ["a red fox", "", "two cats, one black", "a very long prompt " * 30]
 
 @pytest.fixture(scope="module")
 def image_reward(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("image_reward")
+    return load("image_reward", device="cpu", **image_reward_files(tmp_path_factory.mktemp("image_reward")))
+
+
+def image_reward_files(folder):
+    """A small ImageReward and its tokenizer, as keywords of `load`."""
     torch.save(image_reward_state(), folder / "ImageReward.pt")
-    return load("image_reward", folder / "ImageReward.pt", "cpu", tokenizer=bert_tokenizer(folder / "tokenizer"))
+    return {"checkpoint": folder / "ImageReward.pt", "tokenizer": bert_tokenizer(folder / "tokenizer")}
 
 
 @pytest.fixture(params=NAMES)
@@ -82,10 +86,11 @@ DOUBLE = {
 }
 
 
-@pytest.mark.parametrize("name", DOUBLE)
-def test_pixel_gradient_against_finite_differences(name):
+@pytest.mark.parametrize("name", [*DOUBLE, "image_reward"])
+def test_pixel_gradient_against_finite_differences(name, tmp_path):
     """Central differences along random directions in float64, through resize, crop and normalisation."""
-    scorer = load(name, device="cpu", dtype="float64", **DOUBLE[name])
+    options = DOUBLE.get(name) or image_reward_files(tmp_path)
+    scorer = load(name, device="cpu", dtype="float64", **options)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(2, 3, 70, 90, generator=generator, dtype=torch.float64).requires_grad_()
     prompts = [expected("pickscore")["prompts"][index] for index in (3, 5)]
@@ -99,13 +104,7 @@ def test_pixel_gradient_against_finite_differences(name):
             below = scorer.score_tensor(prompts, pixels - 1e-5 * direction).sum()
         numeric = (above - below) / 2e-5
         torch.testing.assert_close((gradient * direction).sum(), numeric, rtol=1e-5, atol=1e-7)
-
-
-def test_image_reward_gradient(image_reward):
-    pixels = torch.rand(1, 3, 40, 40).requires_grad_()
-    image_reward.score_tensor("a red fox", pixels).sum().backward()
-    assert pixels.grad.abs().max() > 0
-    assert all(p.grad is None for p in image_reward.model.parameters())
+    assert not any(parameter.requires_grad for parameter in scorer.model.parameters())
 
 
 def test_prompts_are_encoded_once(pickscore, monkeypatch):

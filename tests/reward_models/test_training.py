@@ -97,6 +97,31 @@ def test_learns_a_simple_preference(start, tmp_path):
     assert float(right.float().mean()) == pytest.approx(result.report["best"]["overall"]["accuracy"])
 
 
+def test_starts_from_random_weights_and_leaves_report_and_plot(tmp_path):
+    settings = {"checkpoint": None, "model_config": tiny_clip_config(), "tokenizer": str(TOKENIZER)}
+    settings |= {"max_train_steps": 2, "validation_steps": 2, "save_dtype": "float16"}
+    records = colour_pairs(12)
+    results = [train(configuration(None, tmp_path / name, **settings), records, records) for name in ("one", "two")]
+    first, second = (load_file(result.final / "model.safetensors") for result in results)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert {value.dtype for value in first.values() if value.is_floating_point()} == {torch.float16}
+    assert load("pickscore", results[0].final, "cpu").score("red", [records[0].image_a]).isfinite().all()
+    report = json.loads((tmp_path / "one" / "metrics.json").read_text())
+    assert report["best"]["overall"]["pairs"] == 12 and report["best"]["overall"]["reliability"]
+    assert Image.open(tmp_path / "one" / "calibration.png").size == (420, 420)
+
+
+def test_held_out_ties_alone_still_give_a_best_scorer(start, tmp_path):
+    ties = [record for record in colour_pairs(20) if record.label_a == 0.5]
+    result = train(configuration(start, tmp_path / "run", max_train_steps=2, validation_steps=1), ties, ties)
+    assert result.best.is_dir() and math.isnan(result.report["best"]["overall"]["accuracy"])
+
+
+def test_random_weights_need_a_model_config(tmp_path):
+    with pytest.raises(RewardModelError, match="need a model_config"):
+        configuration(None, tmp_path / "run", checkpoint=None)
+
+
 def test_resume_is_bit_for_bit(start, tmp_path):
     records = colour_pairs(21)  # not a multiple of the batch: an epoch ends inside a batch
     whole = train(configuration(start, tmp_path / "whole", gradient_accumulation_steps=2), records)
