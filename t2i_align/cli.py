@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from t2i_align import __version__
-from t2i_align.commands import config, data, demo, evaluate, export, objectives, shapes, train
+from t2i_align.commands import config, data, demo, evaluate, export, objectives, rewards, score, shapes, train
 from t2i_align.commands.common import is_main_process
 from t2i_align.errors import UserError
 
@@ -85,11 +85,13 @@ def _log_to_stderr(level: int) -> None:
 app.command()(train.train)
 app.command()(evaluate.generate)
 app.command()(evaluate.evaluate)
+app.command()(score.score)
 app.command()(export.export)
 app.command()(demo.demo)
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
 app.add_typer(objectives.app, name="objectives")
+app.add_typer(rewards.app, name="rewards")
 app.add_typer(shapes.app, name="shapes")
 
 

@@ -34,6 +34,13 @@ COMMANDS = [
     "shapes pretrain",
     "shapes pairs",
     "shapes render",
+    "score",
+    "rewards train",
+    "rewards label",
+    "rewards filter",
+    "rewards agree",
+    "rewards render",
+    "rewards convert-mps",
 ]
 
 

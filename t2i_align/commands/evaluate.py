@@ -80,7 +80,7 @@ def evaluate(
     prompts: Prompts = "shapes",
     scorer: Annotated[
         list[str] | None,
-        typer.Option(help="oracle (default), a reward model, or NAME=CHECKPOINT; may be repeated, the first judges."),
+        typer.Option(help="oracle (default) or NAME[:CONDITION][=CHECKPOINT]; may be repeated, the first judges."),
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="Model the others are compared with; base or the first.")] = None,
     control: Annotated[str | None, typer.Option(help="Model that must not win, trained on shuffled labels.")] = None,

@@ -69,12 +69,18 @@ def convert(
     Raises:
         UserError: the source cannot be used, a picture cannot be decoded, or the output exists.
     """
-    output = _checked(Path(output))
+    output = new_parquet(Path(output))
     # Every pair is kept as it is; the resolution is never looked at.
     config = DataConfig.model_validate(
         {"source": source, "format": format, "split": split, "ties": "soft", "resolution": 8}
     )
-    pairs = open_source(config)
+    return write_pairs(open_source(config), output, skip_undecodable=skip_undecodable, progress=progress)
+
+
+def write_pairs(
+    pairs: PairSource, output: Path, *, skip_undecodable: bool = False, progress: Progress | None = None
+) -> ConvertReport:
+    """Write pairs to a new parquet file, complete or not at all; see `convert`."""
     skipped: list[str] = []
     written = 0
     temporary = output.with_name(f"{output.name}.{os.getpid()}.tmp")
@@ -90,7 +96,12 @@ def convert(
     return ConvertReport(output, written, skipped)
 
 
-def _checked(output: Path) -> Path:
+def new_parquet(output: Path) -> Path:
+    """The path of a parquet file to be written.
+
+    Raises:
+        UserError: another kind of file, or one that exists.
+    """
     output = output.expanduser()
     if output.suffix != ".parquet":
         raise UserError("The output must be a .parquet file.", str(output), "name it such as pairs.parquet")

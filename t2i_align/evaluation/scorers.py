@@ -51,11 +51,10 @@ class RewardModelScorer:
 
     dimensions: tuple[str, ...] = ("overall",)
 
-    def __init__(self, name: str, checkpoint: str | None, device: str | None) -> None:
-        import reward_models
+    def __init__(self, spec: str, device: str | None) -> None:
+        from t2i_align.rewards.scorers import load_scorer
 
-        options = {"checkpoint": checkpoint} if checkpoint else {}
-        self._scorer = reward_models.load(name, **options, **({"device": device} if device else {}))
+        self._scorer = load_scorer(spec, device)
         self.name = str(self._scorer.name)
         self.version = str(self._scorer.version)
 
@@ -72,12 +71,12 @@ def open_scorer(spec: str | Scorer, device: str | None = None) -> Scorer:
     """A ready scorer from its name.
 
     Args:
-        spec: ``oracle``, a reward model's name, ``name=checkpoint`` for one with weights of your own, or a
-            scorer.
+        spec: ``oracle``; a reward model's name, with a condition (``mps:aesthetic``) or weights of your own
+            (``name=checkpoint``); a .yaml file with one scorer; or a scorer.
         device: for reward models.
 
     Raises:
-        UserError: no such scorer.
+        UserError: no such scorer, or a checkpoint that cannot be used.
     """
     if not isinstance(spec, str):
         return spec
@@ -89,8 +88,7 @@ def open_scorer(spec: str | Scorer, device: str | None = None) -> Scorer:
     from reward_models.errors import RewardModelError
 
     try:
-        return RewardModelScorer(name, checkpoint or None, device)
+        return RewardModelScorer(spec, device)
     except RewardModelError as error:
-        raise UserError(
-            f"The scorer {name} cannot be used.", str(error), f"use {', '.join(BUILT_IN)} or a reward model"
-        ) from error
+        fix = error.fix or f"use {', '.join(BUILT_IN)} or a reward model"
+        raise UserError(f"The scorer {name} cannot be used: {error.what}.", error.found, fix) from error
