@@ -80,6 +80,9 @@ def _walk(schema: Mapping[str, Any], definitions: Mapping[str, Any], prefix: str
 
 def _dereference(entry: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
     """The entry with its ``$ref`` replaced by what it names."""
+    choices = [choice for choice in entry.get("anyOf", ()) if choice.get("type") != "null"]
+    if len(choices) == 1 and "$ref" in choices[0]:  # a section that may be left out
+        entry = {**{key: value for key, value in entry.items() if key != "anyOf"}, **choices[0]}
     reference = entry.get("$ref")
     if reference is None:
         return dict(entry)

@@ -1,8 +1,8 @@
 """From files and command-line overrides to one plain mapping, remembering where each value came from.
 
 A layer is one YAML file of the ``extends:`` chain or the overrides; a later layer wins key by key, lists as a
-whole. A layer that names another ``objective.preset`` starts that section afresh: options of the earlier objective,
-such as its ``beta``, mean something else to the new one.
+whole. A layer that names another ``objective.preset`` or ``rollout.preset`` starts that section afresh: options of
+the earlier one, such as its ``beta``, mean something else to the new one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from t2i_align.errors import UserError
 
 EXTENDS = "extends"
-OBJECTIVE = "objective"
+PRESET_SECTIONS = ("objective", "rollout")
 COMMAND_LINE = "command line"
 
 
@@ -57,9 +57,10 @@ def _merge(layers: Sequence[Layer]) -> Merged:
     merged = OmegaConf.create({})
     places: dict[str, str] = {}
     for layer in layers:
-        if _names_another_preset(layer.values, merged):
-            del merged[OBJECTIVE]
-            places = {key: place for key, place in places.items() if key.split(".")[0] != OBJECTIVE}
+        for section in PRESET_SECTIONS:
+            if _names_another_preset(section, layer.values, merged):
+                del merged[section]
+                places = {key: place for key, place in places.items() if key.split(".")[0] != section}
         merged.merge_with(layer.values)
         places.update(layer.places)
     try:
@@ -75,8 +76,8 @@ def _merge(layers: Sequence[Layer]) -> Merged:
     return Merged({str(key): value for key, value in values.items()}, places)
 
 
-def _names_another_preset(above: DictConfig, below: DictConfig) -> bool:
-    presets = [OmegaConf.select(values, f"{OBJECTIVE}.preset") for values in (above, below)]
+def _names_another_preset(section: str, above: DictConfig, below: DictConfig) -> bool:
+    presets = [OmegaConf.select(values, f"{section}.preset") for values in (above, below)]
     return None not in presets and presets[0] != presets[1]
 
 

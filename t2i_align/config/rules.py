@@ -159,6 +159,7 @@ def unread(config: RunConfig) -> dict[str, tuple[str, str]]:
             *_unread_data(config),
             *_unread_training(config),
             *_unread_validation(config),
+            *_unread_rollout(config),
         ]
     )
 
@@ -217,6 +218,15 @@ def _unread_validation(config: RunConfig) -> Unread:
         for name in ("heldout_pairs", "heldout_draws"):
             fix = f"{REMOVE}, or set data.heldout_source or data.heldout_fraction"
             yield f"validation.{name}", ("no pairs are held out", fix)
+
+
+def _unread_rollout(config: RunConfig) -> Unread:
+    if config.rollout is None:
+        return
+    for name in ("shuffle_labels", "proportion_empty_prompts", "random_flip"):
+        yield f"data.{name}", ("rollouts make their own pairs and labels", f"{REMOVE}, or remove the rollout section")
+    if config.data.cache_dir is not None and not _has_heldout(config):
+        yield "data.cache_dir", ("no picture is read: rollouts make the pairs and none are held out", REMOVE)
 
 
 def _has_heldout(config: RunConfig) -> bool:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from t2i_align.objectives.config import ObjectiveConfig
+from t2i_align.stepwise.config import RolloutConfig
 
 Tracker = Literal["tensorboard", "wandb"]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -77,7 +78,7 @@ class DataConfig(Section):
     shuffle_labels: bool = Field(False, description="control: labels drawn by fair coin; nothing should be learnt")
     proportion_empty_prompts: Probability = Field(0.0, description="caption dropout, one draw per pair")
     cache_dir: str | None = Field(None, description="encoded latents and prompts; null: encode live images every step")
-    dataloader_num_workers: NonNegativeInt = Field(0, description="worker processes that decode pictures")
+    dataloader_num_workers: NonNegativeInt = Field(0, description="worker threads that decode pictures ahead")
 
 
 class EmaConfig(Section):
@@ -154,6 +155,7 @@ class RunConfig(Section):
     model: ModelConfig
     data: DataConfig
     objective: ObjectiveConfig
+    rollout: RolloutConfig | None = Field(None, description="on-policy pairs; null: the pairs of data.source")
     training: TrainingConfig
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)

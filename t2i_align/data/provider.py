@@ -70,10 +70,17 @@ class PairProvider:
             self._load, self._following, config.data.dataloader_num_workers
         )
 
+    items = "pairs"  # what num_pairs counts
+
     @property
     def source(self) -> PairSource:
         """The training pairs."""
         return self._training.source
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the training pairs."""
+        return self.source.fingerprint
 
     @property
     def num_pairs(self) -> int:
@@ -114,6 +121,21 @@ class PairProvider:
             indices = mine[start : start + batch_size]
             pictures = [self._heldout.read(index, Geometry()) for index in indices]
             yield self._assemble(self._heldout, (indices, [0] * len(indices)), pictures, training=False)
+
+    def metrics(self) -> dict[str, float]:
+        """Nothing: a batch of a dataset says all about itself."""
+        return {}
+
+    def totals(self, seconds: float) -> dict[str, float]:
+        """Nothing: every step costs the same."""
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: a batch is a function of the step."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Nothing to take."""
 
     def close(self) -> None:
         """Stop the decoding threads."""

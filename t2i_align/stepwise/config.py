@@ -22,7 +22,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, protected_namespaces=())
 
 
-# Which fields of the scorer section each scorer reads, beyond name, timestep and batch_size.
+# Which fields of the scorer section each scorer reads, beyond name, timestep and candidates_per_pass.
 SCORER_FIELDS: dict[str, tuple[str, ...]] = {
     "lrm": ("checkpoint", "dtype"),
     "pixel": ("checkpoint", "dtype", "reward"),
@@ -41,7 +41,7 @@ class ScorerConfig(_Section):
         "child",
         description="noise level a candidate is said to have: its own (child), or that of the state it came from",
     )
-    batch_size: PositiveInt = Field(32, description="candidates per pass of the scorer; changes memory, not scores")
+    candidates_per_pass: PositiveInt = Field(32, description="of the scorer; changes memory, not scores")
     checkpoint: str | None = Field(None, description="lrm: its folder; pixel: weights, null for the published ones")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="precision of the scorer's network")
     reward: str | None = Field(None, description="pixel: name of the picture scorer, such as pickscore")
@@ -50,7 +50,7 @@ class ScorerConfig(_Section):
 
     @model_validator(mode="after")
     def _read_what_is_set(self) -> ScorerConfig:
-        read = {"name", "timestep", "batch_size", *SCORER_FIELDS[self.name]}
+        read = {"name", "timestep", "candidates_per_pass", *SCORER_FIELDS[self.name]}
         changed = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
         unread = sorted(changed - read)
         if unread:

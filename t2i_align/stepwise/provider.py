@@ -44,7 +44,7 @@ class RolloutProvider:
         counter: of network passes.
     """
 
-    num_heldout = 0  # no preferences are held out: there is no data set
+    items = "prompts"  # what num_pairs counts
 
     def __init__(
         self,
@@ -72,6 +72,7 @@ class RolloutProvider:
         self._total = 0
         self._embeddings: dict[int, PromptEmbeddings] = {}
         self._metrics: dict[str, float] = {}
+        self._seconds = 0.0
 
     @property
     def num_pairs(self) -> int:
@@ -100,11 +101,27 @@ class RolloutProvider:
         return self._assemble(pairs, length)
 
     def metrics(self) -> dict[str, float]:
-        """What happened since the last call: statistics of a new rollout, and passes so far on this process."""
+        """Statistics of the rollout that was sampled since the last call; empty where none was."""
         values, self._metrics = self._metrics, {}
-        count = self._counter
-        values["passes/unet_forward"] = float(count.rollout + count.scoring + count.train_forward)
-        values["passes/unet_backward"] = float(count.train_backward)
+        return values
+
+    def totals(self, seconds: float) -> dict[str, float]:
+        """Sums over the run so far and over all processes, which must all call this: network passes, pairs, and how
+        the time divides.
+
+        Args:
+            seconds: spent in optimiser steps, rollouts included.
+        """
+        sums = self._accelerator.reduce(self._counter.tensor().to(self._accelerator.device), reduction="sum")
+        count = PassCounter()
+        count.restore(sums.cpu())
+        values = {
+            "passes/unet_forward": float(count.rollout + count.scoring + count.train_forward),
+            "passes/unet_backward": float(count.train_backward),
+            "rollout/accepted_pairs": float(count.pairs),
+            "rollout/rollout_seconds": self._seconds,
+            "rollout/train_seconds": seconds - self._seconds,
+        }
         if count.pairs:
             values["passes/rollout_per_pair"] = (count.rollout + count.scoring) / count.pairs
             values["passes/train_forward_per_pair"] = count.train_forward / count.pairs
@@ -122,7 +139,8 @@ class RolloutProvider:
             **state,
             "round": torch.tensor([self._round]),
             "steps": torch.tensor([self._steps]),
-            "passes": self._counter.tensor(),
+            "passes": self._counters(),
+            "seconds": torch.tensor([self._seconds], dtype=torch.float64),
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -140,7 +158,19 @@ class RolloutProvider:
         self._round, self._steps = int(state["round"]), int(state["steps"])
         if len(ranks) != processes:
             self._steps = self._steps_for(self._counts)
-        self._counter.restore(state["passes"])
+        self._seconds = float(state["seconds"])
+        everything = state["passes"]  # one row per process of the run that saved
+        if len(ranks) == processes:
+            self._counter.restore(everything[mine])
+        else:
+            self._counter.restore(everything.sum(0) if mine == 0 else torch.zeros_like(everything[0]))
+
+    def _counters(self) -> Tensor:
+        """Pass counts of every process, ``[processes, 5]``."""
+        mine = self._counter.tensor().unsqueeze(0)
+        if self._accelerator.num_processes == 1:
+            return mine
+        return torch.cat(gather_object([mine]))
 
     def close(self) -> None:
         """Nothing to stop."""
@@ -191,6 +221,7 @@ class RolloutProvider:
             "rollout/steps": float(self._steps),
             "rollout/seconds": time.perf_counter() - started,
         }
+        self._seconds += self._metrics["rollout/seconds"]
 
     def _steps_for(self, counts: Sequence[int]) -> int:
         """Fewest optimiser steps that hold the pairs of the richest process."""

@@ -168,13 +168,13 @@ def build_scorer(
         return _checked_channel(config, backbone)
     try:
         if config.name == "lrm":
-            return LrmScorer(_latent_model(config, backbone), config.timestep, config.batch_size)
+            return LrmScorer(_latent_model(config, backbone), config.timestep, config.candidates_per_pass)
         from reward_models.registry import load
 
         scorer = load(str(config.reward), config.checkpoint, backbone.device, config.dtype)
     except RewardModelError as error:
         raise UserError(f"rollout.scorer: {error.what}", error.found, error.fix) from error
-    return PixelScorer(scorer, denoiser, kernel, backbone, config.batch_size)
+    return PixelScorer(scorer, denoiser, kernel, backbone, config.candidates_per_pass)
 
 
 def _checked_channel(config: ScorerConfig, backbone: Backbone) -> LatentScorer:

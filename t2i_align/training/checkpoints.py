@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from t2i_align.errors import UserError
 
 PATTERN = re.compile(r"checkpoint-(\d+)")
 TRAINABLE, OPTIMIZER, EMA, STATE = "trainable.safetensors", "optimizer.pt", "ema.safetensors", "state.json"
+PROVIDER = "provider.safetensors"
 
 
 @dataclass
@@ -34,6 +35,7 @@ class TrainState:
         ema_step: number of updates the average has seen.
         scaler: the fp16 gradient scaler, or None.
         train_seconds: time spent in optimiser steps so far, over all launches.
+        provider: state of what fills the batches; a dataset has none, a rollout the pairs that wait.
     """
 
     trainable: dict[str, torch.nn.Parameter]
@@ -43,6 +45,7 @@ class TrainState:
     ema_step: int = 0
     scaler: Any = None
     train_seconds: float = 0.0
+    provider: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def list_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
@@ -64,6 +67,8 @@ def save_checkpoint(output_dir: Path, step: int, state: TrainState, identity: di
     save_file(_on_cpu(state.trainable), temporary / TRAINABLE)
     if state.ema is not None:
         save_file(_on_cpu(state.ema), temporary / EMA)
+    if state.provider:
+        save_file(_on_cpu(state.provider), temporary / PROVIDER)
     torch.save(
         {
             "optimizer": state.optimizer.state_dict(),
@@ -94,6 +99,7 @@ def load_checkpoint(path: Path, state: TrainState, identity: dict) -> int:
         saved = json.loads((path / STATE).read_text())
         weights = load_file(path / TRAINABLE)
         ema = load_file(path / EMA) if state.ema is not None else {}
+        provider = load_file(path / PROVIDER) if (path / PROVIDER).is_file() else {}
         rest = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise UserError(
@@ -103,6 +109,7 @@ def load_checkpoint(path: Path, state: TrainState, identity: dict) -> int:
     copy_weights(weights, state.trainable, path)
     if state.ema is not None:
         copy_weights(ema, state.ema, path)
+    state.provider = provider
     state.ema_step, state.train_seconds = saved["ema_step"], saved["train_seconds"]
     state.optimizer.load_state_dict(rest["optimizer"])
     state.scheduler.load_state_dict(rest["scheduler"])

@@ -7,20 +7,20 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 
 from t2i_align.config.schema import RunConfig
-from t2i_align.data.provider import PairProvider
 from t2i_align.errors import UserError
+from t2i_align.objectives.types import ObjectiveOutput
 from t2i_align.randomness import address_hash
 from t2i_align.training.ema import Ema
-from t2i_align.training.step import Draws, PairStep
+from t2i_align.training.step import Draws
 from t2i_align.training.summary import StepSummary
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,26 @@ logger = logging.getLogger(__name__)
 
 class Interrupted(Exception):
     """The run was asked to stop and has written a checkpoint."""
+
+
+class BatchProvider(Protocol):
+    """Fills batches: a dataset, or for on-policy methods a rollout of the current policy.
+
+    Batches are asked for in order, once each. All processes get batches of one length; within an optimiser step all
+    are empty (there is nothing to learn from, and no update is made) or none.
+    """
+
+    def batch(self, step: int, micro_step: int) -> Sized: ...
+
+    def metrics(self) -> dict[str, float]:
+        """What there is to log about the batches since the last call; averaged over logged steps."""
+        ...
+
+
+class StepMaker(Protocol):
+    """Turns a batch of its provider into per-item losses and each item's timestep as a share of the schedule."""
+
+    def loss(self, batch: Any, draws: Draws, step: int) -> tuple[ObjectiveOutput, torch.Tensor]: ...
 
 
 @dataclass
@@ -58,8 +78,8 @@ class Loop:
 
     config: RunConfig
     accelerator: Accelerator
-    step: PairStep
-    provider: PairProvider
+    step: StepMaker
+    provider: BatchProvider
     policy: torch.nn.Module
     parameters: list[torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
@@ -90,10 +110,13 @@ class Loop:
     def _optimise(self, summary: StepSummary) -> bool:
         """One optimiser step; returns whether any process wants to stop."""
         accumulation = self.config.training.gradient_accumulation_steps
-        total = torch.zeros((), device=self.accelerator.device)
+        total, empty = torch.zeros((), device=self.accelerator.device), False
         for micro_step in range(accumulation):
             self._seed_dropout(micro_step)
             batch = self.provider.batch(self.finished_steps, micro_step)
+            empty = len(batch) == 0
+            if empty:
+                continue
             last = micro_step == accumulation - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.policy):
                 output, timesteps = self.step.loss(batch, Draws("train", 0), self.finished_steps)
@@ -102,6 +125,10 @@ class Loop:
             total += loss.detach()
             summary.add(output, timesteps)
         stop = self._agree(total)
+        for name, value in self.provider.metrics().items():
+            summary.add_scalar(name, value)
+        if empty:
+            return stop
         summary.add_scalar("grad_norm", self._clip())
         summary.add_scalar("lr", self.scheduler.get_last_lr()[0])
         self.optimizer.step()

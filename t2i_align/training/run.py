@@ -7,6 +7,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,8 +19,10 @@ from t2i_align.backbones.modes import evaluating
 from t2i_align.config.loading import save_resolved
 from t2i_align.config.schema import RunConfig
 from t2i_align.data.provider import PairProvider, ensure_cache
+from t2i_align.data.sources import has_heldout
 from t2i_align.errors import UserError
 from t2i_align.export import export_run
+from t2i_align.stepwise import build_stepwise
 from t2i_align.training.checkpoints import TrainState, load_checkpoint, resolve_resume, save_checkpoint
 from t2i_align.training.ema import Ema
 from t2i_align.training.environment import write_environment
@@ -74,7 +77,8 @@ def train(config: RunConfig) -> TrainResult:
     backbone = load_backbone(
         config.model, accelerator.device, weight_dtype(config), needs_reference=objective.needs_reference
     )
-    ensure_cache(config, backbone, rank=accelerator.process_index, world_size=accelerator.num_processes)
+    if config.rollout is None or has_heldout(config.data):
+        ensure_cache(config, backbone, rank=accelerator.process_index, world_size=accelerator.num_processes)
     accelerator.wait_for_everyone()
     run = _Run(config, accelerator, backbone, objective, output_dir)
     run.prepare(resume)
@@ -119,16 +123,7 @@ class _Run:
         training = config.training
         self.config, self.accelerator, self.backbone = config, accelerator, backbone
         self.objective, self.output_dir = objective, output_dir
-        self.provider = PairProvider(
-            config,
-            backbone,
-            batch_size=training.train_batch_size,
-            accumulation=training.gradient_accumulation_steps,
-            device=accelerator.device,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-        )
-        check_data_needs(objective, self.provider.source.margin_names)
+        self.provider, self.step = self._provider_and_step()
         self.trainable = trainable_state(backbone)
         rate = absolute_learning_rate(training, accelerator.num_processes)
         optimizer = build_optimizer(training, list(self.trainable.values()), rate)
@@ -136,7 +131,6 @@ class _Run:
         backbone.policy = policy
         scheduler = build_scheduler(training, optimizer)
         self.ema = Ema(training.ema, self.trainable) if training.ema.enabled else None
-        self.step = PairStep(backbone, objective, config.seed, training.max_train_steps, accelerator)
         self.loop = Loop(
             config=config,
             accelerator=accelerator,
@@ -153,6 +147,31 @@ class _Run:
         self.writer: MetricsWriter | None = None
         self.probe: HeldoutProbe | None = None
         self.progress = Progress(training.max_train_steps, accelerator.is_main_process)
+
+    def _provider_and_step(self) -> tuple[Any, Any]:
+        """The two parts in which on-policy and offline runs differ."""
+        if self.config.rollout is not None:
+            parts = build_stepwise(self.config, self.config.rollout, self.backbone, self.objective, self.accelerator)
+            return parts.provider, parts.step
+        pairs = self._pairs()
+        check_data_needs(self.objective, pairs.source.margin_names)
+        return pairs, self._pair_step()
+
+    def _pairs(self) -> PairProvider:
+        training, accelerator = self.config.training, self.accelerator
+        return PairProvider(
+            self.config,
+            self.backbone,
+            batch_size=training.train_batch_size,
+            accumulation=training.gradient_accumulation_steps,
+            device=accelerator.device,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+
+    def _pair_step(self) -> PairStep:
+        steps = self.config.training.max_train_steps
+        return PairStep(self.backbone, self.objective, self.config.seed, steps, self.accelerator)
 
     def prepare(self, resume: Path | None) -> None:
         """Run folder, held-out reference (still the base model), then the checkpoint."""
@@ -186,6 +205,7 @@ class _Run:
             ema_step=0 if self.ema is None else self.ema.step,
             scaler=self.accelerator.scaler,
             train_seconds=self.loop.train_seconds,
+            provider=self.provider.state(),
         )
 
     def identity(self) -> dict:
@@ -197,7 +217,8 @@ class _Run:
                 mode="json", exclude={"attention", "gradient_checkpointing", "compile"}
             ),
             "objective": self.objective.config,
-            "pairs": self.provider.source.fingerprint,
+            "pairs": self.provider.fingerprint,
+            "rollout": None if self.config.rollout is None else self.config.rollout.model_dump(mode="json"),
             "effective_batch": effective_batch(training, self.accelerator.num_processes),
             "resolution": self.config.data.resolution,
             "ema": training.ema.model_dump(mode="json"),
@@ -211,16 +232,17 @@ class _Run:
             values["likelihood_displacement"] = float(self._watch(values))
         values["epoch"] = self.provider.epoch_of(step - 1)
         values["seconds"] = self.loop.train_seconds
+        values |= self.provider.totals(self.loop.train_seconds)
         self.progress.update(step, values)
         if self.writer is not None:
             self.writer.write(step, values)
 
     def checkpoint(self, step: int) -> None:
         """Written by one process; all meet afterwards."""
+        state = self.state()  # on every process: a rollout gathers the pairs that wait
         if self.accelerator.is_main_process:
-            save_checkpoint(
-                self.output_dir, step, self.state(), self.identity(), self.config.training.checkpoints_total_limit
-            )
+            limit = self.config.training.checkpoints_total_limit
+            save_checkpoint(self.output_dir, step, state, self.identity(), limit)
         self.accelerator.wait_for_everyone()
 
     @torch.no_grad()
@@ -240,7 +262,12 @@ class _Run:
             rows = read_metrics(self.output_dir / "metrics.jsonl")
             final = {key: value for row in rows[-20:] for key, value in row.items()}
             path = export_run(
-                self.backbone, path, self.config, final, ema_weights=None if self.ema is None else self.ema.weights
+                self.backbone,
+                path,
+                self.config,
+                final,
+                data_fingerprint=self.provider.fingerprint,
+                ema_weights=None if self.ema is None else self.ema.weights,
             )
         self.accelerator.wait_for_everyone()
         return path
@@ -259,14 +286,17 @@ class _Run:
         return self.displacement.update(values["d_w"], values["margin"])
 
     def _prepare_probe(self) -> None:
-        if self.provider.num_heldout == 0:
+        """Held-out pairs are a data set's, also where training pairs come from rollouts."""
+        if not has_heldout(self.config.data):
             return
+        offline = self.config.rollout is None
+        pairs, step = (self.provider, self.step) if offline else (self._pairs(), self._pair_step())
         validation = self.config.validation
         share = -(-validation.heldout_pairs // self.accelerator.num_processes)
         with evaluating(self.backbone.unet):
             self.probe = HeldoutProbe(
-                self.step,
-                lambda: self.provider.heldout_batches(share, self.config.training.train_batch_size),
+                step,
+                lambda: pairs.heldout_batches(share, self.config.training.train_batch_size),
                 validation.heldout_draws,
             )
 
@@ -304,6 +334,7 @@ class _Run:
         state = self.state()
         self.loop.finished_steps = load_checkpoint(checkpoint, state, self.identity())
         self.loop.train_seconds = state.train_seconds
+        self.provider.restore(state.provider)
         if self.ema is not None:
             self.ema.step = state.ema_step
         for row in read_metrics(self.output_dir / "metrics.jsonl"):
@@ -315,6 +346,6 @@ class _Run:
         batch = effective_batch(training, self.accelerator.num_processes)
         origin = f"resumed from {resume}" if resume else "new run"
         self.progress.note(
-            f"{origin} in {self.output_dir}: {self.provider.num_pairs} pairs, effective batch {batch}, "
+            f"{origin} in {self.output_dir}: {self.provider.num_pairs} {self.provider.items}, effective batch {batch}, "
             f"{training.max_train_steps} steps, {count:,} trained parameters, {self.objective.name}"
         )

@@ -40,6 +40,13 @@ class StepSummary:
 
     def flush(self) -> dict[str, float]:
         """Means since the last flush, over all processes; every process must call it. Empties the summary."""
+        result = self._over_items() if self._rows else {}  # a rollout may have given nothing since the last flush
+        for name, kept in self._scalars.items():
+            result[name] = sum(float(value) for value in kept) / len(kept)
+        self._rows, self._scalars = [], {}
+        return result
+
+    def _over_items(self) -> dict[str, float]:
         table = self._accelerator.gather(torch.cat(self._rows)).cpu()
         columns = dict(zip(self._names, table.unbind(1), strict=True))
         timesteps = columns.pop("timestep")
@@ -48,11 +55,7 @@ class StepSummary:
             values |= logit_quantiles(columns["logit"])
         if "implicit_accuracy" in columns:
             values |= accuracy_by_timestep(columns["implicit_accuracy"], timesteps)
-        result = {name: float(value) for name, value in values.items()}
-        for name, kept in self._scalars.items():
-            result[name] = sum(float(value) for value in kept) / len(kept)
-        self._rows, self._scalars = [], {}
-        return result
+        return {name: float(value) for name, value in values.items()}
 
 
 def accuracy_by_timestep(accuracy: torch.Tensor, timesteps: torch.Tensor) -> dict[str, torch.Tensor]:

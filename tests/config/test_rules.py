@@ -37,7 +37,15 @@ UNREAD = [
     (["validation.guidance_scale=3"], "validation.guidance_scale", "without prompts"),
     ([NO_HELDOUT, "validation.heldout_draws=3"], "validation.heldout_draws", "no pairs"),
 ]
+ROLLOUT = "rollout={preset: lpo, scorer: {checkpoint: lrm}}"
+UNREAD += [
+    ([ROLLOUT, "data.shuffle_labels=true"], "data.shuffle_labels", "their own pairs"),
+    ([ROLLOUT, "data.proportion_empty_prompts=0.1"], "data.proportion_empty_prompts", "their own pairs"),
+    ([ROLLOUT, "data.random_flip=true"], "data.random_flip", "their own pairs"),
+    ([ROLLOUT, NO_HELDOUT, "data.cache_dir=cache"], "data.cache_dir", "no picture is read"),
+]
 ALLOWED = [
+    [ROLLOUT, "data.cache_dir=cache", "validation.heldout_draws=2"],
     ["model.reference=frozen_copy"],
     [LORA, "model.lora.rank=4", "model.reference=adapter_off", "export.kohya=true"],
     ["model.pretrained_model_name_or_path=owner/model", "model.variant=fp16"],

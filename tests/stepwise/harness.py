@@ -71,7 +71,7 @@ class Trainer:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         self.losses.append(losses)
-        self.metrics.append(self.parts.provider.metrics())
+        self.metrics.append({**self.parts.provider.metrics(), **self.parts.provider.totals(0.0)})
         self.finished += 1
 
 

@@ -47,7 +47,7 @@ def test_lpo_with_a_latent_reward_model(request, tmp_path, name, own_text):
 def test_the_timestep_told_to_the_scorer_is_a_choice(tiny_sd, tmp_path):
     model, checkpoint = save_reward_model(trainer(tiny_sd), tmp_path, own_text=False)
     for at in ("parent", "child"):
-        scorer = {"name": "lrm", "checkpoint": checkpoint, "timestep": at, "batch_size": 2}
+        scorer = {"name": "lrm", "checkpoint": checkpoint, "timestep": at, "candidates_per_pass": 2}
         pairs = trainer(tiny_sd, {"scorer": scorer}).parts.provider.batch(0, 0).pairs
         times = pairs.parents if at == "parent" else pairs.children
         texts = [["a red circle", "a blue square", "a green star"][index] for index in pairs.prompt.tolist()]

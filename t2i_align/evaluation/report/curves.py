@@ -44,6 +44,35 @@ PANELS = (
         0.0,
     ),
     Panel("Gradient norm", "Before clipping; spikes mean instability.", (("grad_norm", "norm", 0),)),
+    Panel(
+        "Score of the rollouts",
+        "Mean score of the candidates; it should rise. Held-out scorers say whether that is more than hacking.",
+        (("rollout/score_mean", "mean score", 0),),
+    ),
+    Panel(
+        "Score gap",
+        "Best minus worst candidate of a state, and the same of the pairs that are trained on.",
+        (("rollout/score_gap", "examined", 0), ("rollout/trained_score_gap", "trained", 1)),
+    ),
+    Panel(
+        "Accepted pairs",
+        "Share of examined states whose gap exceeds the threshold, by quarter of the noise schedule.",
+        tuple(
+            (f"rollout/acceptance_by_timestep/{quarter}_of_4", name, quarter)
+            for quarter, name in enumerate(("least noise", "second", "third", "most noise"))
+        ),
+    ),
+    Panel("Staleness", "Updates between sampling a pair and training on it.", (("rollout/staleness", "updates", 0),)),
+    Panel(
+        "Seconds so far",
+        "Where the time goes.",
+        (("rollout/rollout_seconds", "rollouts", 0), ("rollout/train_seconds", "training", 1)),
+    ),
+    Panel(
+        "UNet passes so far",
+        "Rows through the network: forward (rollouts, scoring, policy and reference) and backward.",
+        (("passes/unet_forward", "forward", 0), ("passes/unet_backward", "backward", 1)),
+    ),
 )
 
 
