@@ -54,7 +54,9 @@ SCHEMA = pa.schema(
 )
 
 
-def run(model: str | Path, output_dir: str | Path, num_train: int = 1000, num_heldout: int = 200, seed: int = 0) -> Path:
+def run(
+    model: str | Path, output_dir: str | Path, num_train: int = 1000, num_heldout: int = 200, seed: int = 0
+) -> Path:
     """Sample, label and write `pairs/{train,heldout}.parquet`, `prompts/*.txt` and a sheet; returns `output_dir`.
 
     `model` is a pipeline folder or `shapes:base`. The prompts of the two splits have none in common.

@@ -169,7 +169,8 @@ def sample_keep(rng: np.random.Generator, drop_rate: float) -> tuple[str, ...]:
 def split_prompts(num_train: int, num_heldout: int, seed: int = 0) -> tuple[list[str], list[str]]:
     """Two lists of different captions with no caption in common.
 
-    Each names five or six attributes, so that there is something to get right. Deterministic in `seed`, and the held-out list does not depend on `num_train`.
+    Each names five or six attributes, so that there is something to get right. Deterministic in `seed`, and the
+    held-out list does not depend on `num_train`.
     """
     heldout = _draw_captions(num_heldout, np.random.default_rng([seed, 1]), excluded=set())
     train = _draw_captions(num_train, np.random.default_rng([seed, 0]), excluded=set(heldout))
