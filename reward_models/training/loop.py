@@ -274,7 +274,7 @@ class RewardTrainer:
 def starting_scorer(config: RewardTrainingConfig) -> BaseScorer:
     """The scorer a run starts from: its checkpoint, or random weights that are a function of the seed."""
     options = {"tokenizer": config.tokenizer, "model_config": config.model_configuration}
-    given = {key: value for key, value in options.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     if config.checkpoint is not None:
         return load(config.scorer, config.checkpoint, "cpu", "float32", **given)
     assert config.model_configuration is not None  # the configuration's own rule
