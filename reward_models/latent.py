@@ -45,7 +45,7 @@ class LatentRewardModel(nn.Module):
     def __init__(self, config: LatentRewardConfig, text: TextTower | None = None) -> None:
         super().__init__()
         self.config, self.text = config, text
-        self.trunk = LatentTrunk(config.unet, config.vae_scale_factor)
+        self.trunk = LatentTrunk(config.unet, config.vae_scale_factor, config.stages)
         widths = self.trunk.widths if config.multi_scale else self.trunk.widths[-1:]
         self.heads = LatentHeads(sum(widths), config.pooled_width, config.width, config.text_projection)
         self._prompts: OrderedDict[str, TextConditioning] = OrderedDict()

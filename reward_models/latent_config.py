@@ -27,8 +27,9 @@ class LatentRewardConfig:
         text_projection: a linear layer after the pooled text vector (one encoder); SDXL's is already projected.
         multi_scale: use every stage's features, else the mid block's alone.
         guidance_scale: of the visual feature enhancement; 1 turns it off and saves the pass with the empty prompt.
-        enhanced: which features are enhanced: the mid block's (the published models), all, or all but the finest
-            stage's (what the released SDXL class does when asked for all).
+        enhanced: which features are enhanced: the last (the mid block's in the published models), all, or all but the
+            finest stage's (what the released SDXL class does when asked for all).
+        stages: down stages that are used, from the finest; None: all of them and the mid block, as published.
         text_encoders: where they are: ``own`` (saved with the model) or ``base`` (the base model's, never trained).
         latent_space: what the latents must be, or None while it is not known.
     """
@@ -41,10 +42,17 @@ class LatentRewardConfig:
     multi_scale: bool = True
     guidance_scale: float = 7.5
     enhanced: Enhanced = "mid"
+    stages: int | None = None
     text_encoders: Literal["own", "base"] = "own"
     latent_space: LatentSpace | None = None
 
     def __post_init__(self) -> None:
+        available = len(self.unet.get("block_out_channels", ()))
+        if self.stages is not None and not 1 <= self.stages <= available:
+            raise RewardModelError(
+                "stages must lie between 1 and the UNet's number of down stages",
+                found=f"{self.stages} of {available}",
+            )
         if not self.text_projection and self.width != self.pooled_width:
             raise RewardModelError(
                 "without a text projection the common width is that of the pooled text vector",

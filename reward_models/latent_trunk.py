@@ -27,17 +27,19 @@ class LatentTrunk(nn.Module):
     Args:
         config: of a diffusers ``UNet2DConditionModel``.
         vae_scale_factor: picture side / latent side, for SDXL's size conditioning.
+        stages: down stages that are used, from the finest; None: all of them, and the mid block.
 
     Attributes:
-        widths: channels of the pooled features, finest stage first, mid block last.
+        widths: channels of the pooled features, finest stage first, mid block (where it is used) last.
     """
 
-    def __init__(self, config: Mapping[str, Any], vae_scale_factor: int) -> None:
+    def __init__(self, config: Mapping[str, Any], vae_scale_factor: int, stages: int | None = None) -> None:
         super().__init__()
         self.unet = _encoder_half(config)
+        self._dropped = _DECODER if stages is None else (*_DECODER, *_drop_stages(self.unet, stages))
         self.vae_scale_factor = vae_scale_factor
-        channels = [int(width) for width in self.unet.config["block_out_channels"]]
-        self.widths = (*channels, channels[-1])
+        channels = [int(width) for width in self.unet.config["block_out_channels"]][:stages]
+        self.widths = tuple(channels) if stages is not None else (*channels, channels[-1])
 
     def load_unet(self, state: Mapping[str, Tensor], source: Path, dtype: torch.dtype = torch.float32) -> None:
         """Take the weights of a UNet, whole or already without its decoder; they are copied.
@@ -45,7 +47,7 @@ class LatentTrunk(nn.Module):
         Raises:
             RewardModelError: names or shapes do not fit.
         """
-        kept = {name: value.clone() for name, value in state.items() if not name.startswith(_DECODER)}
+        kept = {name: value.clone() for name, value in state.items() if not name.startswith(self._dropped)}
         fit_state_dict(self.unet, kept, source, dtype)
 
     @property
@@ -74,7 +76,8 @@ class LatentTrunk(nn.Module):
         for block in unet.down_blocks:
             sample, states = _run(block, sample, embedding, hidden)
             taps.append(states[len(block.resnets) - 1])
-        taps.append(_run(unet.mid_block, sample, embedding, hidden))
+        if unet.mid_block is not None:
+            taps.append(_run(unet.mid_block, sample, embedding, hidden))
         return [tap.mean(dim=(2, 3)) for tap in taps]
 
     def _added_conditions(self, latents: Tensor, text: TextConditioning) -> dict[str, Tensor] | None:
@@ -107,6 +110,15 @@ def _run(block: nn.Module, sample: Tensor, embedding: Tensor, hidden: Tensor) ->
     if getattr(block, "has_cross_attention", False):
         return block(sample, embedding, encoder_hidden_states=hidden)
     return block(sample, embedding)
+
+
+def _drop_stages(unet: nn.Module, stages: int) -> tuple[str, ...]:
+    """Remove what comes after a stage's last map; returns the prefixes of the removed weights."""
+    names = [f"down_blocks.{index}." for index in range(stages, len(unet.down_blocks))]
+    unet.down_blocks = unet.down_blocks[:stages]
+    unet.down_blocks[-1].downsamplers = None
+    unet.mid_block = None
+    return (*names, f"down_blocks.{stages - 1}.downsamplers.", "mid_block.")
 
 
 def _encoder_half(config: Mapping[str, Any]) -> UNet2DConditionModel:

@@ -68,11 +68,15 @@ class LatentCodec:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents to pictures ``[B, 3, H, W]`` float32 in [0, 1]."""
+        return self.decode_with_gradient(latents).clamp(0, 1)
+
+    def decode_with_gradient(self, latents: Tensor) -> Tensor:
+        """The same, differentiable and not clamped: values leave [0, 1] a little."""
         latents = latents.to(self.vae.device, torch.float32)
         shift, scale = self._shift_and_scale(latents)
         with self._own_precision():
             pictures = self.vae.decode((latents / scale + shift).to(self.vae.dtype), return_dict=False)[0]
-        return (pictures.float() / 2 + 0.5).clamp(0, 1)
+        return pictures.float() / 2 + 0.5
 
     def _own_precision(self) -> torch.autocast:
         """An outer autocast must not push a float32 VAE back into float16."""

@@ -31,11 +31,19 @@ Split = Annotated[str, typer.Option(help="Split of a dataset.")]
 
 @app.command()
 def train(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Train a PickScore, HPS or MPS head on preference pairs.
+    """Train a PickScore, HPS or MPS head on preference pairs; or a judge of noisy latents for rollouts.
 
     Writes best/ and final/, which load like any checkpoint, metrics.json and calibration.png. Several devices:
-    accelerate launch -m t2i_align rewards train CONFIG ...
+    accelerate launch -m t2i_align rewards train CONFIG ... With scorer: lrm (latent reward model) or spm (step-aware
+    preference model) it writes model/ and accuracy.png by timestep; run it again to go on after an interruption.
     """
+    from t2i_align.config.layers import merge
+    from t2i_align.rewards.noisy import is_noisy
+
+    merged = merge(config, overrides or ())
+    if is_noisy(merged.values):
+        _train_noisy(merged, str(config))
+        return
     from t2i_align.rewards.training import load_config
     from t2i_align.rewards.training import train as run
 
@@ -56,6 +64,20 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
                     f"  {dimension}: accuracy {part['accuracy']:.3f} on {part['untied_pairs']} untied held-out pairs, "
                     f"log loss {part['log_loss']:.3f}, calibration error {part['expected_calibration_error']:.3f}"
                 )
+
+
+def _train_noisy(merged: Any, source: str) -> None:
+    """Judges of noisy latents have a configuration of their own: they need the base model."""
+    from t2i_align.rewards.noisy import read_config
+    from t2i_align.rewards.noisy import train as run
+
+    checked = read_config(merged, source)
+    try:
+        with progress_bar() as bar:
+            result = run(checked, None if bar is None else lambda step, steps, _: bar("steps", step, steps))
+    except KeyboardInterrupt as stop:
+        raise Stopped("Stopped. The same command goes on from the last checkpoint.") from stop
+    print(result.render())
 
 
 @app.command()

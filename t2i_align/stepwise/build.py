@@ -14,9 +14,10 @@ from t2i_align.objectives import Objective
 from t2i_align.stepwise.config import RolloutConfig
 from t2i_align.stepwise.denoiser import GuidedDenoiser, PassCounter
 from t2i_align.stepwise.grid import step_grid
+from t2i_align.stepwise.judges import build_scorer
 from t2i_align.stepwise.provider import RolloutProvider
 from t2i_align.stepwise.rollout import Rollout
-from t2i_align.stepwise.scorers import LatentScorer, build_scorer
+from t2i_align.stepwise.scorers import LatentScorer
 from t2i_align.stepwise.step import TransitionStep
 from t2i_align.stepwise.transition import DdimKernel
 

@@ -26,6 +26,7 @@ class _Section(BaseModel):
 SCORER_FIELDS: dict[str, tuple[str, ...]] = {
     "lrm": ("checkpoint", "dtype"),
     "pixel": ("checkpoint", "dtype", "reward"),
+    "spm": ("checkpoint", "dtype"),
     "channel_mean": ("channel", "sign"),
 }
 
@@ -33,18 +34,22 @@ SCORER_FIELDS: dict[str, tuple[str, ...]] = {
 class ScorerConfig(_Section):
     """Who ranks the candidates."""
 
-    name: Literal["lrm", "pixel", "channel_mean"] = Field(
+    name: Literal["lrm", "pixel", "spm", "channel_mean"] = Field(
         description="lrm: a latent reward model; pixel: a picture scorer on the predicted clean picture; "
-        "channel_mean: the mean of a latent channel, for checks"
+        "spm: SPO's step-aware preference model on it; channel_mean: the mean of a latent channel, for checks"
     )
     timestep: Literal["parent", "child"] = Field(
         "child",
         description="noise level a candidate is said to have: its own (child), or that of the state it came from",
     )
     candidates_per_pass: PositiveInt = Field(32, description="of the scorer; changes memory, not scores")
-    checkpoint: str | None = Field(None, description="lrm: its folder; pixel: weights, null for the published ones")
+    checkpoint: str | None = Field(
+        None, description="lrm, spm: the folder; pixel: weights, null for the published ones; shapes: addresses work"
+    )
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="precision of the scorer's network")
-    reward: str | None = Field(None, description="pixel: name of the picture scorer, such as pickscore")
+    reward: str | None = Field(
+        None, description="pixel: name of the picture scorer, such as pickscore, or oracle on the shapes world"
+    )
     channel: NonNegativeInt = Field(0, description="channel_mean: which latent channel")
     sign: Literal[1, -1] = Field(1, description="channel_mean: prefer a high (1) or a low (-1) mean")
 
@@ -55,11 +60,13 @@ class ScorerConfig(_Section):
         unread = sorted(changed - read)
         if unread:
             raise ValueError(f"scorer {self.name} does not read {', '.join(unread)}; remove it")
-        needed = {"lrm": "checkpoint", "pixel": "reward"}.get(self.name)
+        needed = {"lrm": "checkpoint", "spm": "checkpoint", "pixel": "reward"}.get(self.name)
         if needed and getattr(self, needed) is None:
             raise ValueError(f"scorer {self.name} needs {needed}")
-        if self.name == "pixel" and self.timestep == "parent":
-            raise ValueError("scorer pixel predicts the clean picture at the candidate's own timestep; use child")
+        if self.name in ("pixel", "spm") and self.timestep == "parent":
+            raise ValueError(
+                f"scorer {self.name} predicts the clean picture at the candidate's own timestep; use child"
+            )
         return self
 
 
@@ -90,10 +97,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scorer": {"name": "lrm", "timestep": "parent"},
         "threshold": {"schedule": "sigma", "low": 0.35, "high": 0.5},
     },
-    # SPO, arXiv 2406.04314, with a plain picture scorer. The four noisiest of 20 steps are not branched; SDXL used two
-    # candidates and a threshold of 0.4.
+    # SPO, arXiv 2406.04314. The four noisiest of 20 steps are not branched; SDXL used two candidates and a threshold of
+    # 0.4. A plain picture scorer in place of the step-aware one did much worse there.
     "spo": {
-        "scorer": {"name": "pixel", "reward": "pickscore"},
+        "scorer": {"name": "spm"},
         "threshold": {"schedule": "constant", "low": 0.3},
         "highest_timestep": 800,
         "prompts_per_rollout": 10,
@@ -138,6 +145,12 @@ class RolloutConfig(_Section):
         "first_timestep",
         description="where the last step leads: timestep 0 as in published code, or the scheduler's final alpha",
     )
+    reward_guidance: float | None = Field(
+        None,
+        gt=0.0,
+        description="TailorPO-G: move each winner up the scorer's gradient before the loss, by this many sigmas of its "
+        "step (root mean square); needs a differentiable scorer; null: no guidance",
+    )
     ratio_clip: float | None = Field(
         None, gt=0.0, lt=1.0, description="keep policy / reference within 1 +- this, as SPO does; null: no bound"
     )
@@ -166,6 +179,8 @@ class RolloutConfig(_Section):
     def _branches(self) -> RolloutConfig:
         if self.highest_timestep is not None and self.highest_timestep < self.lowest_timestep:
             raise ValueError("highest_timestep is below lowest_timestep, so no step would be branched")
+        if self.reward_guidance is not None and str(self.scorer.reward).partition(":")[0] == "oracle":
+            raise ValueError("reward_guidance needs a differentiable scorer, and the oracle is none; remove it")
         return self
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from t2i_align.backbones import Backbone
 from t2i_align.backbones.embeddings import PromptEmbeddings
+from t2i_align.backbones.modes import evaluating
 from t2i_align.errors import UserError
 from t2i_align.stepwise.batch import StepPairs
 from t2i_align.stepwise.brancher import RolloutAddress, branch, pick
@@ -18,7 +17,7 @@ from t2i_align.stepwise.config import RolloutConfig
 from t2i_align.stepwise.continuation import CONTINUATIONS
 from t2i_align.stepwise.denoiser import GuidedDenoiser
 from t2i_align.stepwise.grid import StepGrid
-from t2i_align.stepwise.scorers import Candidates, LatentScorer, Scored
+from t2i_align.stepwise.scorers import Candidates, LatentScorer, Scored, score_all, score_gradient
 from t2i_align.stepwise.selector import Selection, select, thresholds
 from t2i_align.stepwise.statistics import RolloutStatistics
 from t2i_align.stepwise.transition import GaussianTransition, TransitionKernel
@@ -90,7 +89,7 @@ class Rollout:
         pairs: list[StepPairs] = [StepPairs.empty(self._shape, self._backbone.device)]
         latents = address.initial_noise(self._shape).to(self._backbone.device)
         output: Tensor | None = None
-        with _evaluating(self._backbone), self._denoiser.purpose("rollout"):
+        with evaluating(self._backbone.unet), self._denoiser.purpose("rollout"):
             for step in range(self._last_step() + 1):
                 parents, children = self._times(step, len(latents))
                 if output is None:
@@ -128,19 +127,8 @@ class Rollout:
 
     def _score(self, candidates: Tensor, prompts: RolloutPrompts, step: int) -> Scored:
         """Scores ``[K, N]``, outputs ``[K, N, C, h, w]``."""
-        count, rows = candidates.shape[0], candidates.shape[0] * candidates.shape[1]
-        parents, children = self._times(step, rows)
-        ids = prompts.time_ids
-        scored = self._scorer(
-            Candidates(
-                latents=candidates.flatten(0, 1),
-                parents=parents,
-                children=children,
-                texts=prompts.texts * count,
-                prompt=prompts.embeddings.repeat(count),
-                time_ids=None if ids is None else ids.repeat(count, 1),
-            )
-        )
+        rows = torch.arange(candidates.shape[1]).repeat(candidates.shape[0])
+        scored = score_all(self._scorer, self._candidates(candidates.flatten(0, 1), rows, prompts, step))
         if not torch.isfinite(scored.scores).all():
             raise UserError(
                 "The scorer of the rollout returned a score that is not finite.",
@@ -150,6 +138,19 @@ class Rollout:
             )
         outputs = None if scored.outputs is None else scored.outputs.unflatten(0, candidates.shape[:2])
         return Scored(scored.scores.unflatten(0, candidates.shape[:2]), outputs)
+
+    def _candidates(self, latents: Tensor, rows: Tensor, prompts: RolloutPrompts, step: int) -> Candidates:
+        """States ``[M, C, h, w]`` of the prompts at ``rows`` (long ``[M]``), as scorers see them."""
+        parents, children = self._times(step, len(rows))
+        ids = prompts.time_ids
+        return Candidates(
+            latents=latents,
+            parents=parents,
+            children=children,
+            texts=[prompts.texts[row] for row in rows.tolist()],
+            prompt=prompts.embeddings.index(rows),
+            time_ids=None if ids is None else ids[rows.to(ids.device)],
+        )
 
     def _accepted(
         self,
@@ -176,15 +177,27 @@ class Rollout:
             prompt=prompts.indices,
             version=torch.full((len(latents),), version),
         )
-        return every.index(selection.accepted.cpu())
+        rows = selection.accepted.cpu().nonzero().flatten()
+        pairs = every.index(rows)
+        if self._config.reward_guidance is None or len(pairs) == 0:
+            return pairs
+        guided = self._guided(pairs.winner, transition, rows, prompts, step)
+        density = transition.log_density(_scatter(winner, rows, guided)).double().cpu()[rows]
+        return replace(pairs, winner=guided, log_density_winner=density)
+
+    def _guided(
+        self, winners: Tensor, transition: GaussianTransition, rows: Tensor, prompts: RolloutPrompts, step: int
+    ) -> Tensor:
+        """Winners ``[M, C, h, w]`` a step up the scorer's gradient, of ``reward_guidance`` sigmas root mean square."""
+        with self._denoiser.purpose("scoring"):
+            gradient = score_gradient(self._scorer, self._candidates(winners, rows, prompts, step))
+        size = gradient.flatten(1).square().mean(1).sqrt().clamp(min=1e-12).reshape(-1, 1, 1, 1)
+        length = self._config.reward_guidance * transition.sigma[rows].to(winners.dtype).reshape(-1, 1, 1, 1)
+        return winners + length.to(winners.device) * gradient.to(winners) / size
 
 
-@contextmanager
-def _evaluating(backbone: Backbone) -> Iterator[None]:
-    """Without dropout; the mode before is restored, also on an error."""
-    training = backbone.unet.training
-    backbone.unet.eval()
-    try:
-        yield
-    finally:
-        backbone.unet.train(training)
+def _scatter(everyone: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """A copy of ``everyone`` with ``values`` at ``rows``."""
+    result = everyone.clone()
+    result[rows.to(result.device)] = values
+    return result

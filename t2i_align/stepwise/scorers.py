@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from reward_models.errors import RewardModelError
-from reward_models.latent import LatentRewardModel, LatentSpace, TextTower
-from reward_models.scorer import BaseScorer, torch_dtype
+from reward_models.latent import LatentRewardModel
 from t2i_align.backbones import Backbone
 from t2i_align.backbones.embeddings import PromptEmbeddings
-from t2i_align.errors import UserError
-from t2i_align.stepwise.config import ScorerConfig
 from t2i_align.stepwise.denoiser import GuidedDenoiser
 from t2i_align.stepwise.transition import TransitionKernel
 
@@ -69,14 +65,38 @@ class Scored:
 class LatentScorer(Protocol):
     """Anything that ranks noisy latents; ``sigmoid(S_a - S_b)`` is the probability that a is preferred."""
 
-    def __call__(self, candidates: Candidates) -> Scored: ...
+    batch_size: int
+
+    def __call__(self, candidates: Candidates) -> Scored:
+        """Scores, differentiable in the latents where gradients are on."""
+        ...
+
+
+def score_all(scorer: LatentScorer, candidates: Candidates) -> Scored:
+    """Scores without gradients, ``scorer.batch_size`` candidates at a time."""
+    with torch.no_grad():
+        parts = [scorer(part) for part in candidates.chunks(scorer.batch_size)]
+    outputs = [part.outputs for part in parts if part.outputs is not None]
+    scores = torch.cat([part.scores for part in parts]).float().to(candidates.latents.device)
+    return Scored(scores, torch.cat(outputs) if len(outputs) == len(parts) else None)
+
+
+def score_gradient(scorer: LatentScorer, candidates: Candidates) -> Tensor:
+    """Gradient of every score with respect to its own latents ``[M, C, h, w]``."""
+    gradients = []
+    for part in candidates.chunks(scorer.batch_size):
+        with torch.enable_grad():
+            latents = part.latents.detach().requires_grad_()
+            total = scorer(replace(part, latents=latents)).scores.sum()
+            gradients.append(torch.autograd.grad(total, latents)[0])
+    return torch.cat(gradients)
 
 
 class FunctionScorer:
     """A plain function of the latents, for checks: ``[M, C, h, w] -> [M]``."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[[Tensor], Tensor], batch_size: int = 1024) -> None:
+        self._function, self.batch_size = function, batch_size
 
     def __call__(self, candidates: Candidates) -> Scored:
         return Scored(self._function(candidates.latents).float())
@@ -105,108 +125,46 @@ class LrmScorer:
     """
 
     def __init__(self, model: LatentRewardModel, at: str, batch_size: int) -> None:
-        self._model, self._at, self._batch_size = model, at, batch_size
+        self._model, self._at, self.batch_size = model, at, batch_size
 
-    @torch.no_grad()
     def __call__(self, candidates: Candidates) -> Scored:
-        parts = []
-        for part in candidates.chunks(self._batch_size):
-            timesteps = part.parents if self._at == "parent" else part.children.clamp(min=0)
-            parts.append(self._model.score(part.latents, timesteps, part.texts))
-        return Scored(torch.cat(parts).to(candidates.latents.device))
+        timesteps = candidates.parents if self._at == "parent" else candidates.children.clamp(min=0)
+        return Scored(self._model.score(candidates.latents, timesteps, candidates.texts))
+
+
+class Judge(Protocol):
+    """Rates predicted clean pictures ``[M, 3, H, W]`` in [0, 1]; ``[M]`` logits."""
+
+    def __call__(self, texts: Sequence[str], pictures: Tensor, timesteps: Tensor) -> Tensor: ...
 
 
 class PixelScorer:
-    """A picture scorer on the clean picture the policy predicts from each candidate (SPO, TailorPO).
+    """A judge of pictures on the clean picture the policy predicts from each candidate (SPO, TailorPO).
 
     Needs a network pass and a VAE decoding per candidate; the passes are handed back, since sampling goes on from
-    one of them.
+    one of them. Candidates of the last step are clean (but for the noise left at timestep 0) and are decoded as they
+    are.
 
     Args:
-        scorer: of pictures in [0, 1].
+        judge: of pictures.
         denoiser, kernel, backbone: predict and decode.
         batch_size: candidates per pass.
     """
 
     def __init__(
-        self,
-        scorer: BaseScorer,
-        denoiser: GuidedDenoiser,
-        kernel: TransitionKernel,
-        backbone: Backbone,
-        batch_size: int,
+        self, judge: Judge, denoiser: GuidedDenoiser, kernel: TransitionKernel, backbone: Backbone, batch_size: int
     ) -> None:
-        self._scorer, self._denoiser, self._kernel, self._backbone = scorer, denoiser, kernel, backbone
-        self._batch_size = batch_size
+        self._judge, self._denoiser, self._kernel, self._backbone = judge, denoiser, kernel, backbone
+        self.batch_size = batch_size
 
-    @torch.no_grad()
     def __call__(self, candidates: Candidates) -> Scored:
-        last = bool((candidates.children <= 0).any())
-        scores, outputs = [], []
-        for part in candidates.chunks(self._batch_size):
-            clean = part.latents
-            if not last:
-                with self._denoiser.purpose("scoring"):
-                    output = self._denoiser(part.latents, part.children, part.prompt, part.time_ids)
-                clean = self._kernel.clean(output, part.latents, part.children)
-                outputs.append(output)
-            pictures = self._backbone.decode(clean)
-            scores.append(self._scorer.preference_scale * self._scorer.score_tensor(list(part.texts), pictures))
-        found = torch.cat(scores).float().to(candidates.latents.device)
-        return Scored(found, None if last else torch.cat(outputs))
-
-
-def build_scorer(
-    config: ScorerConfig, backbone: Backbone, denoiser: GuidedDenoiser, kernel: TransitionKernel
-) -> LatentScorer:
-    """The scorer of a ``rollout.scorer`` section.
-
-    Raises:
-        UserError: a checkpoint that cannot be loaded, or a latent reward model of another latent space.
-    """
-    if config.name == "channel_mean":
-        return _checked_channel(config, backbone)
-    try:
-        if config.name == "lrm":
-            return LrmScorer(_latent_model(config, backbone), config.timestep, config.candidates_per_pass)
-        from reward_models.registry import load
-
-        scorer = load(str(config.reward), config.checkpoint, backbone.device, config.dtype)
-    except RewardModelError as error:
-        raise UserError(f"rollout.scorer: {error.what}", error.found, error.fix) from error
-    return PixelScorer(scorer, denoiser, kernel, backbone, config.candidates_per_pass)
-
-
-def _checked_channel(config: ScorerConfig, backbone: Backbone) -> LatentScorer:
-    if config.channel >= backbone.latent_channels:
-        raise UserError(
-            "rollout.scorer.channel does not exist.",
-            f"channel {config.channel} of {backbone.latent_channels}",
-            f"use 0 to {backbone.latent_channels - 1}",
-        )
-    return channel_mean(config.channel, config.sign)
-
-
-def _latent_model(config: ScorerConfig, backbone: Backbone) -> LatentRewardModel:
-    base = TextTower(backbone.text_encoders, backbone.tokenizers)
-    folder = resolve_checkpoint(str(config.checkpoint))
-    model = LatentRewardModel.load(folder, base, backbone.device, torch_dtype(config.dtype))
-    space = model.config.latent_space
-    ours = LatentSpace.measure(backbone.encode_image, backbone.alphas_cumprod)
-    difference = "the reward model does not say which latents it reads" if space is None else space.difference(ours)
-    if difference is not None:
-        raise UserError(
-            "The latent reward model and the policy must share one latent space.",
-            f"{config.checkpoint}: {difference}",
-            "use a latent reward model trained on latents of this model's VAE and noise schedule",
-        )
-    return model
-
-
-def resolve_checkpoint(address: str) -> str:
-    """A local folder as it is; ``shapes:`` addresses through the embedded world's assets."""
-    if not address.startswith("shapes:"):
-        return address
-    from t2i_align.shapes import assets
-
-    return str(assets.resolve(address))
+        output, clean = None, candidates.latents
+        if not (candidates.children <= 0).any():
+            with self._denoiser.purpose("scoring"):
+                output = self._denoiser(clean, candidates.children, candidates.prompt, candidates.time_ids)
+            clean = self._kernel.clean(output, clean, candidates.children)
+        pictures = self._backbone.codec.decode_with_gradient(clean)
+        if not torch.is_grad_enabled():
+            pictures = pictures.clamp(0.0, 1.0)
+        scores = self._judge(list(candidates.texts), pictures, candidates.children.clamp(min=0))
+        return Scored(scores.to(candidates.latents.device), output)

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from t2i_align.config.layers import file_layers
+from t2i_align.config.layers import file_layers, merge
 from t2i_align.config.loading import load_config
 from t2i_align.objectives.config import resolve
+from t2i_align.rewards.noisy import read_config
 from t2i_align.shapes.world import caption_of, parse_caption
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-OTHER_SCHEMAS = {CONFIGS / "shapes" / "pretrain.yaml"}  # read by t2i_align.shapes.pretrain
+NOISY = [path for path in sorted(CONFIGS.glob("*/*.yaml")) if path.stem in ("lrm", "spm")]  # t2i-align rewards train
+OTHER_SCHEMAS = {CONFIGS / "shapes" / "pretrain.yaml", *NOISY}  # pretrain.yaml: read by t2i_align.shapes.pretrain
 RECIPES = sorted(set(CONFIGS.glob("*/*.yaml")) - set(CONFIGS.glob("base/*.yaml")) - OTHER_SCHEMAS)
 HEADINGS = ("For:", "Launch:", "Memory:", "Result:", "Else:")
 
@@ -30,7 +32,14 @@ def test_the_promised_recipes_exist() -> None:
         "sdxl/dpo_full.yaml",
         "sdxl/mapo_lora.yaml",
         "sd15/dpo_full.yaml",
+        "shapes/lpo.yaml",
+        "shapes/spo.yaml",
+        "shapes/tailorpo.yaml",
+        "sd15/lpo.yaml",
+        "sdxl/lpo.yaml",
+        "sdxl/spo.yaml",
     }
+    assert {name(path) for path in NOISY} == {"shapes/lrm.yaml", "shapes/spm.yaml", "sd15/lrm.yaml"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
@@ -39,7 +48,13 @@ def test_recipe_is_valid(path: Path) -> None:
     assert config.output_dir == f"runs/{path.parent.name}-{path.stem.replace('_', '-')}"
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=name)
+@pytest.mark.parametrize("path", NOISY, ids=name)
+def test_recipe_of_a_noise_aware_reward_model_is_valid(path: Path) -> None:
+    config = read_config(merge(path), str(path))
+    assert config.output_dir == f"runs/{path.parent.name}-{path.stem}"
+
+
+@pytest.mark.parametrize("path", RECIPES + NOISY, ids=name)
 def test_recipe_is_headed_by_a_comment(path: Path) -> None:
     comment = "".join(line for line in path.read_text(encoding="utf-8").splitlines(True) if line.startswith("#"))
     for heading in HEADINGS:
@@ -98,3 +113,31 @@ def test_published_lora_examples(recipe: str, reference: bool) -> None:
     assert config.model.lora.rank == 8 and config.data.proportion_empty_prompts == 0
     assert training.learning_rate == 1e-5 and training.lr_scheduler == "constant"
     assert training.train_batch_size * training.gradient_accumulation_steps == 16
+
+
+@pytest.mark.parametrize(
+    ("recipe", "beta", "rate", "rank", "low", "high", "candidates", "prompts", "batch"),
+    [
+        ("sd15/lpo.yaml", 500, 5e-5, 4, 0.35, 0.5, 4, 5, 10),
+        ("sdxl/lpo.yaml", 500, 1e-5, 64, 0.45, 0.6, 4, 4, 4),
+        ("sdxl/spo.yaml", 10, 1e-5, 64, 0.4, None, 2, 2, 4),
+    ],
+)
+def test_published_step_level_recipes(recipe, beta, rate, rank, low, high, candidates, prompts, batch) -> None:
+    """arXiv 2502.01051 table of settings; released configuration of arXiv 2406.04314."""
+    config = load_config(CONFIGS / recipe)
+    training, rollout = config.training, config.rollout
+    assert rollout is not None and resolve(config.objective).logit_scale == beta / 2
+    assert (training.learning_rate, training.adam_weight_decay, training.lr_scheduler) == (rate, 1e-4, "constant")
+    assert training.train_batch_size * training.gradient_accumulation_steps == batch
+    assert config.model.lora.rank == rank and config.model.lora.target_modules == ["to_q", "to_k", "to_v", "to_out.0"]
+    assert (rollout.threshold.low, rollout.threshold.high) == (low, high)
+    assert (rollout.candidates, rollout.prompts_per_rollout) == (candidates, prompts)
+    assert (rollout.num_inference_steps, rollout.eta, rollout.guidance_scale) == (20, 1.0, 5.0)
+
+
+def test_published_latent_reward_model() -> None:
+    config = read_config(merge(CONFIGS / "sd15/lrm.yaml"), "")
+    training = config.training
+    assert (training.max_train_steps, training.learning_rate, training.lr_warmup_steps) == (4000, 1e-5, 500)
+    assert training.timesteps == list(range(1, 952, 50)) and config.lrm.guidance_scale == 7.5

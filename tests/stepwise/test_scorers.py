@@ -7,7 +7,8 @@ import torch
 
 from reward_models.latent import LatentRewardModel, LatentSpace, TextTower
 from t2i_align.errors import UserError
-from t2i_align.stepwise.scorers import Candidates, PixelScorer
+from t2i_align.stepwise.judges import PictureJudge
+from t2i_align.stepwise.scorers import Candidates, PixelScorer, Scored, channel_mean
 
 from .harness import trainer
 
@@ -80,7 +81,8 @@ def pixel_run(folder, **rollout):
     run = trainer(folder, rollout)
     sampler = run.parts.provider._rollout
     fake = SimpleNamespace(preference_scale=10.0, score_tensor=redness)
-    sampler._scorer = PixelScorer(fake, sampler._denoiser, sampler._kernel, run.backbone, batch_size=4)
+    judge = PictureJudge(fake)
+    sampler._scorer = PixelScorer(judge, sampler._denoiser, sampler._kernel, run.backbone, batch_size=4)
     return run
 
 
@@ -114,10 +116,13 @@ def test_reusing_a_scorers_pass_samples_the_same_states(tiny_sd):
     run = pixel_run(tiny_sd)
     sampler, original = run.parts.provider._rollout, run.parts.provider._rollout._scorer
 
-    def forgetful(candidates):
-        return type(original(candidates))(original(candidates).scores)
+    class Forgetful:
+        batch_size = 4
 
-    sampler._scorer = forgetful
+        def __call__(self, candidates):
+            return Scored(original(candidates).scores)
+
+    sampler._scorer = Forgetful()
     again = run.parts.provider.batch(0, 0).pairs
     torch.testing.assert_close(reused.winner, again.winner, rtol=1e-4, atol=1e-4)
 
@@ -128,3 +133,29 @@ def test_tailorpo_goes_on_from_the_winner(tiny_sd):
     order = pairs.parents.argsort(descending=True)
     for earlier, later in zip(order[:-1], order[1:], strict=True):
         assert torch.equal(pairs.winner[earlier], pairs.parent[later])
+
+
+@pytest.mark.parametrize("scorer", ["function", "pixel"])
+def test_guidance_moves_winners_up_the_scorers_gradient(tiny_sd, scorer):
+    rollout = {"preset": "tailorpo", "prompts_per_rollout": 2}
+    pairs = []
+    for strength in (None, 0.25):
+        run = pixel_run(tiny_sd, **rollout, reward_guidance=strength, continuation="random")
+        sampler = run.parts.provider._rollout
+        if scorer == "function":
+            sampler._scorer = channel_mean(0, 1)
+        pairs.append((run.parts.provider._refill(0) or run.parts.provider._pending, sampler))
+    (plain, sampler), (guided, _) = pairs
+    assert torch.equal(plain.loser, guided.loser) and torch.equal(plain.parent, guided.parent)
+    difference = guided.winner - plain.winner
+    sigma = sampler._kernel.sigma(guided.parents, guided.children).float()
+    torch.testing.assert_close(difference.square().mean((1, 2, 3)).sqrt(), 0.25 * sigma, rtol=1e-3, atol=1e-6)
+    assert (guided.log_density_winner < plain.log_density_winner).any()
+    if scorer == "function":
+        assert (difference[:, 0] > 0).all() and (difference[:, 1:] == 0).all()
+
+
+def test_the_oracle_judges_predicted_pictures(tiny_sdxl):
+    run = trainer(tiny_sdxl, {"scorer": {"name": "pixel", "reward": "oracle"}}, resolution=64)
+    run.parts.provider.batch(0, 0)  # pictures of a random VAE: nothing to prefer, but all of them are judged
+    assert 0.0 <= run.parts.provider.metrics()["rollout/score_mean"] <= 20.0
