@@ -73,6 +73,13 @@ def _kohya_knows_no_dora(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def _one_kind_of_pairs(config: RunConfig) -> Iterator[Problem]:
+    if config.rollout is not None and config.online is not None:
+        yield Problem(
+            "online", "a rollout section makes the pairs already", "both rollout and online", "keep one of the two"
+        )
+
+
 def _cache_is_fixed(config: RunConfig) -> Iterator[Problem]:
     if config.data.cache_dir is not None and not config.data.center_crop:
         yield Problem(
@@ -139,6 +146,7 @@ RULES: tuple[Rule, ...] = (
     _heldout_once,
     _reference_fits,
     _kohya_knows_no_dora,
+    _one_kind_of_pairs,
     _cache_is_fixed,
     _resolution_fits,
     _warmup_fits,
@@ -221,9 +229,9 @@ def _unread_validation(config: RunConfig) -> Unread:
 
 
 def _unread_rollout(config: RunConfig) -> Unread:
-    if config.rollout is None:
+    if config.rollout is None and config.online is None:
         return
-    for name in ("shuffle_labels", "proportion_empty_prompts", "random_flip"):
+    for name in () if config.rollout is None else ("shuffle_labels", "proportion_empty_prompts", "random_flip"):
         yield f"data.{name}", ("rollouts make their own pairs and labels", f"{REMOVE}, or remove the rollout section")
     if config.data.cache_dir is not None and not _has_heldout(config):
         yield "data.cache_dir", ("no picture is read: rollouts make the pairs and none are held out", REMOVE)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from t2i_align.objectives.config import ObjectiveConfig
+from t2i_align.online.config import OnlineConfig
 from t2i_align.stepwise.config import RolloutConfig
 
 Tracker = Literal["tensorboard", "wandb"]
@@ -155,7 +156,10 @@ class RunConfig(Section):
     model: ModelConfig
     data: DataConfig
     objective: ObjectiveConfig
-    rollout: RolloutConfig | None = Field(None, description="on-policy pairs; null: the pairs of data.source")
+    rollout: RolloutConfig | None = Field(
+        None, description="on-policy pairs of latents within sampling (LPO, SPO, TailorPO); null: none"
+    )
+    online: OnlineConfig | None = Field(None, description="on-policy pairs of finished pictures; null: none")
     training: TrainingConfig
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)

@@ -22,6 +22,7 @@ from t2i_align.data.provider import PairProvider, ensure_cache
 from t2i_align.data.sources import has_heldout
 from t2i_align.errors import UserError
 from t2i_align.export import export_run
+from t2i_align.online.provider import OnlinePairs
 from t2i_align.stepwise import build_stepwise
 from t2i_align.training.checkpoints import TrainState, load_checkpoint, resolve_resume, save_checkpoint
 from t2i_align.training.ema import Ema
@@ -77,7 +78,7 @@ def train(config: RunConfig) -> TrainResult:
     backbone = load_backbone(
         config.model, accelerator.device, weight_dtype(config), needs_reference=objective.needs_reference
     )
-    if config.rollout is None or has_heldout(config.data):
+    if (config.rollout is None and config.online is None) or has_heldout(config.data):
         ensure_cache(config, backbone, rank=accelerator.process_index, world_size=accelerator.num_processes)
     accelerator.wait_for_everyone()
     run = _Run(config, accelerator, backbone, objective, output_dir)
@@ -153,14 +154,20 @@ class _Run:
         if self.config.rollout is not None:
             parts = build_stepwise(self.config, self.config.rollout, self.backbone, self.objective, self.accelerator)
             return parts.provider, parts.step
-        pairs = self._pairs()
-        check_data_needs(self.objective, pairs.source.margin_names)
-        return pairs, self._pair_step()
+        if self.config.online is not None:
+            pairs = OnlinePairs(self.config, self.config.online, self.backbone, self.accelerator, self._offline)
+            return pairs, self._pair_step()
+        return self._offline(self.config), self._pair_step()
 
-    def _pairs(self) -> PairProvider:
-        training, accelerator = self.config.training, self.accelerator
+    def _offline(self, config: RunConfig) -> PairProvider:
+        pairs = self._pairs(config)
+        check_data_needs(self.objective, pairs.source.margin_names)
+        return pairs
+
+    def _pairs(self, config: RunConfig) -> PairProvider:
+        training, accelerator = config.training, self.accelerator
         return PairProvider(
-            self.config,
+            config,
             self.backbone,
             batch_size=training.train_batch_size,
             accumulation=training.gradient_accumulation_steps,
@@ -219,6 +226,7 @@ class _Run:
             "objective": self.objective.config,
             "pairs": self.provider.fingerprint,
             "rollout": None if self.config.rollout is None else self.config.rollout.model_dump(mode="json"),
+            "online": None if self.config.online is None else self.config.online.model_dump(mode="json"),
             "effective_batch": effective_batch(training, self.accelerator.num_processes),
             "resolution": self.config.data.resolution,
             "ema": training.ema.model_dump(mode="json"),
@@ -289,8 +297,8 @@ class _Run:
         """Held-out pairs are a data set's, also where training pairs come from rollouts."""
         if not has_heldout(self.config.data):
             return
-        offline = self.config.rollout is None
-        pairs, step = (self.provider, self.step) if offline else (self._pairs(), self._pair_step())
+        offline = self.config.rollout is None and self.config.online is None
+        pairs, step = (self.provider, self.step) if offline else (self._pairs(self.config), self._pair_step())
         validation = self.config.validation
         share = -(-validation.heldout_pairs // self.accelerator.num_processes)
         with evaluating(self.backbone.unet):

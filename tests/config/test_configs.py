@@ -35,6 +35,7 @@ def test_the_promised_recipes_exist() -> None:
         "shapes/lpo.yaml",
         "shapes/spo.yaml",
         "shapes/tailorpo.yaml",
+        "shapes/online_dpo.yaml",
         "sd15/lpo.yaml",
         "sdxl/lpo.yaml",
         "sdxl/spo.yaml",
