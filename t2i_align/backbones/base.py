@@ -15,11 +15,13 @@ from t2i_align.backbones.adapters import add_lora, train_everything
 from t2i_align.backbones.attention import apply_attention, compile_blocks
 from t2i_align.backbones.codec import LatentCodec
 from t2i_align.backbones.embeddings import PromptEmbeddings
+from t2i_align.backbones.features import FrozenEncoder
 from t2i_align.backbones.fingerprints import Fingerprint, base_weights
-from t2i_align.backbones.modes import train_mode
+from t2i_align.backbones.modes import evaluating, train_mode
 from t2i_align.backbones.precision import autocast_inside, frozen_copy
 from t2i_align.backbones.reference import AdapterOff, FrozenCopy, Reference, reference_kind
 from t2i_align.backbones.schedule import NoiseSchedule
+from t2i_align.backbones.snapshots import Snapshots
 from t2i_align.config.schema import ModelConfig
 from t2i_align.errors import UserError
 
@@ -55,6 +57,8 @@ class Backbone(ABC):
         self.policy: nn.Module | None = self.unet
         self._reference: Reference | None = None
         self._reference_network: nn.Module | None = None
+        self._encoder: FrozenEncoder | None = None
+        self._snapshots: Snapshots | None = None
         self._denoiser_fingerprint: str | None = None
         for module in (self.vae, *self.text_encoders):
             module.eval().requires_grad_(False)
@@ -185,11 +189,39 @@ class Backbone(ABC):
             finally:
                 self._reference_network = None
 
+    def features(
+        self, noisy: Tensor, timesteps: Tensor, prompt: PromptEmbeddings, time_ids: Tensor | None = None
+    ) -> list[Tensor]:
+        """Output of every down block of the initial denoiser, finest first, float32; differentiable in `noisy`.
+
+        Arguments as for `predict`.
+        """
+        if self._encoder is None:
+            raise RuntimeError("the backbone was loaded without frozen features (needs_features)")
+        added = self.conditioning(prompt, time_ids, noisy.device)
+        return self._encoder(noisy, timesteps, prompt.hidden.to(noisy.device), added)
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """Earlier weights of the policy; empty until something takes one."""
+        if self._snapshots is None:
+            self._snapshots = Snapshots(self.unet)
+        return self._snapshots
+
+    @contextmanager
+    def inference(self, snapshot: str | None = None) -> Iterator[None]:
+        """`predict` inside is the policy, or a snapshot of it, without gradients or dropout."""
+        inside = evaluating(self.unet) if snapshot is None else self.snapshots.using(snapshot)
+        with torch.no_grad(), inside:
+            yield
+
     # --- training ----------------------------------------------------------------------------------------------------
 
-    def adapt(self, config: ModelConfig, needs_reference: bool = True) -> None:
+    def adapt(self, config: ModelConfig, needs_reference: bool = True, needs_features: bool = False) -> None:
         """Make the denoiser trainable as configured: attention, precision, reference, adapters, compilation."""
         kind = reference_kind(config)
+        if needs_features:
+            self._encoder = FrozenEncoder(self.unet)
         self.attention_choice = apply_attention(self.unet, config.attention, self.device, self.dtype, config.compile)
         autocast_inside(self.unet, self.device, self.dtype)
         if needs_reference and kind == "frozen_copy":

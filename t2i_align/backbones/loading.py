@@ -38,6 +38,7 @@ def load_backbone(
     dtype: torch.dtype,
     *,
     needs_reference: bool = True,
+    needs_features: bool = False,
     encoders_only: bool = False,
 ) -> Backbone:
     """Load what is denoised and prepare it for training.
@@ -47,6 +48,7 @@ def load_backbone(
         device: where it runs.
         dtype: compute precision; frozen weights are stored in it, trained ones in float32.
         needs_reference: False spares the frozen copy when the objective has no reference.
+        needs_features: True keeps the initial denoiser's down blocks for errors in features.
         encoders_only: leave the denoiser out, to encode a cache.
 
     Raises:
@@ -67,7 +69,7 @@ def load_backbone(
         pipeline.to(device)
     backbone = backbone_class(pipeline, device, dtype)
     if not encoders_only:
-        backbone.adapt(config, needs_reference)
+        backbone.adapt(config, needs_reference, needs_features)
         logger.info("attention: %s", backbone.attention_choice)
     return backbone
 

@@ -68,6 +68,15 @@ def named_values(words: Sequence[str] | None, option: str) -> dict[str, str]:
     return values
 
 
+def negative_models(words: Sequence[str] | None, models: Iterable[str]) -> dict[str, str]:
+    """``[NAME=]MODEL`` options: which model each is guided away from; without a name, all of them."""
+    chosen: dict[str, str] = {}
+    for word in words or ():
+        name, equals, model = word.partition("=")
+        chosen |= {name: model} if equals else dict.fromkeys(models, word)
+    return chosen
+
+
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None] | None]:
     """A callback (what, done, total) that draws a bar on stderr; None where stderr is no terminal."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from t2i_align.commands.common import OutputDir, named_models, named_values
+from t2i_align.commands.common import OutputDir, named_models, named_values, negative_models
 
 Models = Annotated[
     list[str],
@@ -27,6 +27,17 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Pictures sampled together."
 Seed = Annotated[int, typer.Option(min=0, help="Of the initial noise, the same for every model.")]
 Side = Annotated[int | None, typer.Option(min=8, help="Pixels; the model's own size by default.")]
 Base = Annotated[str | None, typer.Option(help="Base model of entries that are adapters only.")]
+Negative = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--negative-model",
+        metavar="[NAME=]MODEL",
+        help="Model that NAME, or every model, is guided away from, such as a run of objective npo; may be repeated.",
+    ),
+]
+NegativeMerge = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Share of a model's own change that its negative model takes over.")
+]
 Device = Annotated[str | None, typer.Option(help="Such as cuda:0; CUDA where there is one by default.")]
 Dtype = Annotated[str | None, typer.Option(help="fp32, fp16 or bf16; fp16 on CUDA, fp32 on a CPU by default.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace pictures made with other settings.")]
@@ -44,6 +55,8 @@ def generate(
     height: Side = None,
     width: Side = None,
     base: Base = None,
+    negative_model: Negative = None,
+    negative_merge: NegativeMerge = 0.0,
     device: Device = None,
     dtype: Dtype = None,
     overwrite: Overwrite = False,
@@ -54,8 +67,9 @@ def generate(
     """
     from t2i_align.evaluation.generate import run
 
+    named = named_models(models)
     folders = run(
-        named_models(models),
+        named,
         prompts,
         output_dir,
         seeds_per_prompt=seeds_per_prompt,
@@ -66,6 +80,8 @@ def generate(
         height=height,
         width=width,
         base=base,
+        negative=negative_models(negative_model, named),
+        negative_merge=negative_merge,
         device=device,
         dtype=dtype,
         overwrite=overwrite,
@@ -99,6 +115,8 @@ def evaluate(
     height: Side = None,
     width: Side = None,
     base: Base = None,
+    negative_model: Negative = None,
+    negative_merge: NegativeMerge = 0.0,
     device: Device = None,
     dtype: Dtype = None,
     overwrite: Overwrite = False,
@@ -110,8 +128,9 @@ def evaluate(
     """
     from t2i_align.evaluation.evaluate import REPORT_FILE, run
 
+    named = named_models(models)
     evaluation = run(
-        named_models(models),
+        named,
         prompts,
         scorer or ["oracle"],
         output_dir,
@@ -127,6 +146,8 @@ def evaluate(
         height=height,
         width=width,
         base=base,
+        negative=negative_models(negative_model, named),
+        negative_merge=negative_merge,
         device=device,
         dtype=dtype,
         tolerance=tolerance,

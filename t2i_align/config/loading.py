@@ -31,11 +31,25 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             read at all is reported alone.
     """
     merged = merge(path, overrides)
-    config, problems = _validate(merged.values)
+    return config_from_values(merged.values, str(path), merged.places)
+
+
+def config_from_values(values: Mapping[str, Any], source: str, places: Mapping[str, str] | None = None) -> RunConfig:
+    """A run from plain values, checked like a file.
+
+    Args:
+        values: sections and keys.
+        source: where they are from, for messages.
+        places: dotted path -> file and line, for messages.
+
+    Raises:
+        UserError: every problem together, like :func:`load_config`.
+    """
+    config, problems = _validate(values)
     if config is not None:
         problems = rules.violations(config)
     if config is None or problems:
-        raise report(problems, str(path), merged.places)
+        raise report(problems, source, places or {})
     return config
 
 

@@ -199,6 +199,13 @@ def _unread_data(config: RunConfig) -> Unread:
         )
     elif not _has_splits(data.heldout_source):
         yield "data.heldout_split", (f"{data.heldout_source} has no splits", REMOVE)
+    layout = resolve(config.objective).layout
+    if layout != "pair":
+        why = f"objective {config.objective.preset} does not compare a winner with a loser"
+        yield "data.loser_captions", (why, f"{REMOVE}, or use a pairwise objective such as dcpo")
+    if layout not in ("ranked", "group"):
+        why = f"objective {config.objective.preset} compares single pictures"
+        yield "data.list_size", (why, f"{REMOVE}, or use an objective on lists such as rankdpo or mdpo")
 
 
 def _unread_training(config: RunConfig) -> Unread:

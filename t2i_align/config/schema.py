@@ -76,6 +76,12 @@ class DataConfig(Section):
     center_crop: bool = Field(True, description="centre crop; false: addressed random crop shared by the pair")
     random_flip: bool = Field(False, description="horizontal flip with probability 1/2, shared by the pair")
     max_pairs: PositiveInt | None = Field(None, description="use only the first n usable pairs")
+    loser_captions: Literal["as_given", "weak", "medium", "strong"] = Field(
+        "as_given", description="perturb the losers' captions, without a language model, for objective dcpo"
+    )
+    list_size: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="pictures per item of a ranked or group objective; null: whole lists, all of one length"
+    )
     shuffle_labels: bool = Field(False, description="control: labels drawn by fair coin; nothing should be learnt")
     proportion_empty_prompts: Probability = Field(0.0, description="caption dropout, one draw per pair")
     cache_dir: str | None = Field(None, description="encoded latents and prompts; null: encode live images every step")

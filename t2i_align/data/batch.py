@@ -26,6 +26,8 @@ class PairBatch:
         margins: reward name -> ``[B]`` score(winner) - score(loser).
         users: B user ids or None.
         prompt_loser: embeddings of the loser's caption for double-caption data, else None.
+        scores: ``[B, 2]`` scores of (winner, loser), where the objective reads them.
+        frequencies, difficulty: ``[B]``, see `derived.DerivedColumns`, where the objective reads them.
     """
 
     ids: list[str]
@@ -40,6 +42,9 @@ class PairBatch:
     margins: dict[str, Tensor] = field(default_factory=dict)
     users: list[str | None] = field(default_factory=list)
     prompt_loser: PromptEmbeddings | None = None
+    scores: Tensor | None = None
+    frequencies: Tensor | None = None
+    difficulty: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -63,4 +68,30 @@ class PairBatch:
             margins={name: value.to(device) for name, value in self.margins.items()},
             users=self.users,
             prompt_loser=None if self.prompt_loser is None else self.prompt_loser.to(device),
+            scores=move(self.scores),
+            frequencies=move(self.frequencies),
+            difficulty=move(self.difficulty),
         )
+
+
+@dataclass
+class ListBatch:
+    """B lists of K pictures each, picture-major: picture 0 of every list, then picture 1, ...
+
+    Attributes:
+        ids, epochs: of the lists; with them their draws are addressed.
+        latents: ``[K * B, C, h, w]`` float32. prompt, time_ids: of the same K * B pictures.
+        scores: ``[B, K]`` in [0, 1]; a group's winners (score 1) come first.
+        weights: ``[B]`` non-negative loss weights.
+    """
+
+    ids: list[str]
+    epochs: list[int]
+    latents: Tensor
+    prompt: PromptEmbeddings
+    time_ids: Tensor | None
+    scores: Tensor
+    weights: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)

@@ -130,6 +130,8 @@ def _schema(pairs: PairSource) -> pa.Schema:
         fields.append(("caption_1", pa.string()))
     if (pairs.weights() != 1).any():
         fields.append(("weight", pa.float64()))
+    if pairs.has_scores:
+        fields += [("score_0", pa.float64()), ("score_1", pa.float64())]
     if pairs.margin_names:
         fields.append(("margins", pa.struct([(name, pa.float64()) for name in pairs.margin_names])))
     return pa.schema(fields)
@@ -169,6 +171,8 @@ def _rows(pairs: PairSource, skip: bool, skipped: list[str], progress: Progress 
             "caption_1": record.caption_1,
             "weight": record.weight,
             "margins": record.margins,
+            "score_0": None if record.scores is None else record.scores[0],
+            "score_1": None if record.scores is None else record.scores[1],
         }
         if progress is not None:
             progress("pairs", index + 1, len(pairs))

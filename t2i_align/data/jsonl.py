@@ -2,7 +2,7 @@
 
 Keys: ``caption`` (or ``prompt``), ``image_0``, ``image_1``, and either ``label_0`` (probability that image_0
 is preferred) or ``preferred`` (0, 1 or "tie"). Optional: ``id``, ``user_id``, ``caption_1``, ``weight``,
-``margins``.
+``margins``, ``score_0`` with ``score_1``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from t2i_align.data.tables import (
     gaps_from_margins,
     hashed_id,
     unique_ids,
+    with_scores,
 )
 from t2i_align.errors import UserError
 
@@ -81,6 +82,7 @@ class JsonlPairs(PairTable):
             weights=np.array([number(row, "weight", self.file, line, 1.0) for line, row in rows], dtype=np.float64),
             gaps=gaps_from_margins(margins, labels),
         )
+        with_scores(columns, _scores(rows, self.file))
         missing = [index for index, caption in enumerate(captions) if caption is None]
         columns.problems = find_problems(columns, missing_captions=missing)
         return columns
@@ -154,6 +156,14 @@ def _label(row: dict[str, Any], file: Path, line: int) -> float:
     if isinstance(preferred, bool) or not isinstance(preferred, int | str) or preferred not in PREFERRED:
         raise line_error(file, line, 'has a preferred that is not 0, 1 or "tie"', repr(preferred))
     return PREFERRED[preferred]
+
+
+def _scores(rows: list[tuple[int, dict[str, Any]]], file: Path) -> np.ndarray | None:
+    """``[N, 2]`` of ``score_0`` and ``score_1``, NaN where a line lacks one; None where no line has either."""
+    nan = float("nan")
+    scores = [[number(row, key, file, line, nan) for key in ("score_0", "score_1")] for line, row in rows]
+    table = np.array(scores, dtype=np.float64).reshape(-1, 2)
+    return None if np.isnan(table).all() else table
 
 
 def _margins_of(row: dict[str, Any], file: Path, line: int) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 Needed: ``caption``, ``jpg_0``, ``jpg_1``, ``label_0``. Read where present: ``label_1`` (must be 1 - label_0),
 ``has_label`` (false: nobody decided, the row is left out), ``ranking_id``, ``user_id``, and our additions
-``caption_1``, ``weight`` and ``margins`` (a struct or map of numbers). Everything else is ignored.
+``caption_1``, ``weight``, ``margins`` (a struct or map of numbers), and ``score_0`` with ``score_1``. Everything else
+is ignored.
 """
 
 from __future__ import annotations
@@ -16,13 +17,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from t2i_align.data.pictures import UndecodableImage
-from t2i_align.data.tables import PairColumns, find_problems, gaps_from_margins, hashed_id, unique_ids
+from t2i_align.data.tables import (
+    PairColumns,
+    find_problems,
+    gaps_from_margins,
+    hashed_id,
+    unique_ids,
+    with_scores,
+)
 from t2i_align.errors import UserError
 
 PICTURES = ("jpg_0", "jpg_1")
 REQUIRED = ("caption", *PICTURES, "label_0")
 CHEAP = (
     *("caption", "caption_1", "label_0", "label_1", "has_label", "weight", "margins"),
+    *("score_0", "score_1"),
     *("ranking_id", "user_id", "image_0_uid", "image_1_uid"),
 )
 
@@ -68,6 +77,7 @@ def read_columns(table: pa.Table, address: str) -> tuple[PairColumns, np.ndarray
         gaps=gaps_from_margins(_margins(table, address), labels),
         skipped={reason: count for reason, count in skipped.items() if count},
     )
+    with_scores(columns, _scores(table, address))
     labels_1 = _numbers(table, "label_1", address) if "label_1" in table.column_names else None
     missing_captions = [row for row, caption in enumerate(captions) if caption is None]
     columns.problems = find_problems(columns, labels_1, missing_captions)
@@ -118,6 +128,20 @@ def _numbers(table: pa.Table, name: str, address: str, null: float = float("nan"
             "store it as a float",
         ) from error
     return np.array(pc.fill_null(column, null).to_numpy(), dtype=np.float64)
+
+
+def _scores(table: pa.Table, address: str) -> np.ndarray | None:
+    """``[N, 2]`` of the columns score_0 and score_1; None without them.
+
+    Raises:
+        UserError: one of the two is there alone.
+    """
+    present = [name for name in ("score_0", "score_1") if name in table.column_names]
+    if not present:
+        return None
+    if len(present) == 1:
+        raise UserError(f"{address} has {present[0]} alone.", present[0], "give score_0 and score_1, or neither")
+    return np.stack([_numbers(table, name, address) for name in present], axis=1)
 
 
 def _text(value: Any) -> str | None:

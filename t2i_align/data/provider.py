@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +12,7 @@ from t2i_align.backbones.embeddings import PromptEmbeddings
 from t2i_align.config.schema import RunConfig
 from t2i_align.data.batch import PairBatch
 from t2i_align.data.cache import ensure_cache, open_cache
+from t2i_align.data.derived import derive
 from t2i_align.data.pair_source import PairSource
 from t2i_align.data.prefetch import Prefetcher
 from t2i_align.data.reading import LiveReader, Reader, Side, verify
@@ -43,9 +44,11 @@ class PairProvider:
         accumulation: micro-steps per optimiser step.
         device: where batches go.
         rank, world_size: this process among all.
+        needs: what the objective reads from the data, `Objective.data_needs`.
+        margin: the reward it reads where the data hold several.
 
     Raises:
-        UserError: the data or the cache cannot be used, or the resolution does not fit the model.
+        UserError: the data or the cache cannot be used, lack what is needed, or the resolution does not fit the model.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class PairProvider:
         device: torch.device | str,
         rank: int = 0,
         world_size: int = 1,
+        needs: Collection[str] = (),
+        margin: str | None = None,
     ) -> None:
         self._data, self._seed, self._backbone = config.data, config.seed, backbone
         self._batch_size, self._accumulation = batch_size, accumulation
@@ -65,6 +70,7 @@ class PairProvider:
         check_resolution(config.data.resolution, backbone)
         self._transform = PairTransform.of(config.data, config.seed)
         self._training, self._heldout = open_readers(config, backbone)
+        self._needs, self._derived = frozenset(needs), derive(self._training.source, needs, margin)
         self._empty = backbone.empty_prompt(1)
         self._pictures: Prefetcher[tuple[int, int], list[tuple[Side, Side]]] = Prefetcher(
             self._load, self._following, config.data.dataloader_num_workers
@@ -176,9 +182,11 @@ class PairProvider:
         losers = [sides[1] for _, sides in oriented]
         data = torch.stack([side.data for side in winners + losers]).to(self._device, non_blocking=True)
         winner, loser = reader.latents(data).to(self._device).chunk(2)
-        dropped = self._dropped(records, epochs) if training else [False] * len(records)
+        ids = [record.pair_id for record in records]
+        dropped = self._dropped(ids, epochs) if training else [False] * len(ids)
+        columns = self._needed_columns(indices, records) if training else {}
         return PairBatch(
-            ids=[record.pair_id for record in records],
+            ids=ids,
             epochs=epochs,
             winner=winner,
             loser=loser,
@@ -194,17 +202,30 @@ class PairProvider:
                 name: self._column([(r.margins or {})[name] for r in records]) for name in reader.source.margin_names
             },
             users=[record.user_id for record in records],
+            **columns,
         )
+
+    def _needed_columns(self, indices: list[int], records: list[PairRecord]) -> dict[str, Tensor]:
+        """What the objective reads beyond labels and margins, by field of the batch."""
+        derived = {"frequencies": self._derived.frequencies, "difficulty": self._derived.difficulty}
+        columns = {
+            name: self._column(values[indices].tolist()) for name, values in derived.items() if values is not None
+        }
+        if "scores" in self._needs:
+            columns["scores"] = torch.tensor(
+                [record.scores for record in records], dtype=torch.float32, device=self._device
+            )
+        return columns
 
     def _column(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device)
 
-    def _dropped(self, records: list[PairRecord], epochs: list[int]) -> list[bool]:
-        """One draw per pair and epoch, so that winner and loser always share their prompt's fate."""
+    def _dropped(self, ids: list[str], epochs: list[int]) -> list[bool]:
+        """One draw per item and epoch, so that all its pictures always share their prompt's fate."""
         share = self._data.proportion_empty_prompts
         return [
-            share > 0 and addressed_uniform(self._seed, "caption_dropout", epoch, record.pair_id) < share
-            for record, epoch in zip(records, epochs, strict=True)
+            share > 0 and addressed_uniform(self._seed, "caption_dropout", epoch, item) < share
+            for item, epoch in zip(ids, epochs, strict=True)
         ]
 
     def _prompt(self, reader: Reader, captions: list[str], dropped: list[bool]) -> PromptEmbeddings:

@@ -16,7 +16,7 @@ import numpy as np
 from t2i_align.data.jsonl import caption_of, line_error, number, picture_sizes, read_lines
 from t2i_align.data.pickapic import read_picture
 from t2i_align.data.record import RankedRecord
-from t2i_align.data.tables import PairColumns, PairTable, find_problems, hashed_id, unique_ids
+from t2i_align.data.tables import PairColumns, PairTable, find_problems, hashed_id, unique_ids, with_scores
 from t2i_align.errors import UserError
 
 
@@ -101,35 +101,39 @@ class RankedPairs(PairTable):
 
     Args:
         source: the lists.
+
+    Attributes:
+        lists: the lists.
+        members: ``[N, 3]`` list, first and second picture of each pair.
     """
 
     def __init__(self, source: RankedSource) -> None:
-        self._source = source
+        self.lists = source
         pairs = [
             (index, first, second)
             for index, ranks in enumerate(source.ranks)
             for first, second in combinations(range(len(ranks)), 2)
         ]
-        self._pairs = np.array(pairs, dtype=np.int64).reshape(-1, 3)
+        self.members = np.array(pairs, dtype=np.int64).reshape(-1, 3)
         super().__init__(source.address, self._columns(pairs))
 
     def images(self, row: int) -> tuple[bytes, bytes]:
         """Encoded pictures; see `PairTable.images`."""
-        index, first, second = self._pairs[row].tolist()
-        paths, folder = self._source.paths[index], self._source.file.parent
+        index, first, second = self.members[row].tolist()
+        paths, folder = self.lists.paths[index], self.lists.file.parent
         return read_picture(folder / paths[first]), read_picture(folder / paths[second])
 
     def location(self, row: int) -> str:
         """File, line and the two positions in the list."""
-        index, first, second = self._pairs[row].tolist()
-        return f"{self._source.file.name} line {self._source.lines[index]} pictures {first} and {second}"
+        index, first, second = self.members[row].tolist()
+        return f"{self.lists.file.name} line {self.lists.lines[index]} pictures {first} and {second}"
 
     def picture_signature(self) -> Iterable[bytes]:
         """Paths and file sizes."""
-        return picture_sizes(self._source.file.parent, (path for paths in self._source.paths for path in paths))
+        return picture_sizes(self.lists.file.parent, (path for paths in self.lists.paths for path in paths))
 
     def _columns(self, pairs: list[tuple[int, int, int]]) -> PairColumns:
-        source = self._source
+        source = self.lists
         columns = PairColumns(
             captions=[source.captions[index] for index, *_ in pairs],
             labels=np.array(
@@ -139,17 +143,18 @@ class RankedPairs(PairTable):
             pair_ids=[f"{source.list_ids[index]}/{first}-{second}" for index, first, second in pairs],
             users=[source.users[index] for index, *_ in pairs],
             weights=np.array([source.weights[index] for index, *_ in pairs], dtype=np.float64),
-            gaps=self._gaps(pairs),
-            lists=self._pairs[:, 0],
+            lists=self.members[:, 0],
         )
+        with_scores(columns, self._scores(pairs))
         columns.problems = find_problems(columns)
         return columns
 
-    def _gaps(self, pairs: list[tuple[int, int, int]]) -> dict[str, np.ndarray]:
-        scores = [values for values in self._source.scores if values is not None]
-        if len(scores) < len(self._source):
-            return {}
-        return {"score": np.array([scores[i][a] - scores[i][b] for i, a, b in pairs], dtype=np.float64)}
+    def _scores(self, pairs: list[tuple[int, int, int]]) -> np.ndarray | None:
+        """``[N, 2]``, or None where some list has ranks alone."""
+        scores = [values for values in self.lists.scores if values is not None]
+        if len(scores) < len(self.lists):
+            return None
+        return np.array([(scores[i][a], scores[i][b]) for i, a, b in pairs], dtype=np.float64).reshape(-1, 2)
 
 
 def looks_ranked(file: Path) -> bool:

@@ -19,6 +19,7 @@ class PairRecord:
         weight: non-negative weight of the pair's loss.
         margins: reward name -> score(preferred) - score(other); of a tie, score(picture 0) - score(picture
             1).
+        scores: one reward of picture 0 and of picture 1.
     """
 
     pair_id: str
@@ -30,6 +31,7 @@ class PairRecord:
     user_id: str | None = None
     weight: float = 1.0
     margins: dict[str, float] | None = None
+    scores: tuple[float, float] | None = None
 
     @property
     def is_tie(self) -> bool:
@@ -76,4 +78,5 @@ def swap(record: PairRecord) -> PairRecord:
         image_1=record.image_0,
         label_0=1.0 - record.label_0,
         margins=margins,
+        scores=None if record.scores is None else (record.scores[1], record.scores[0]),
     )

@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from t2i_align.config.schema import DataConfig
+from t2i_align.data.captions import perturb
 from t2i_align.data.pair_source import PairSource
 from t2i_align.data.tables import PairTable
 from t2i_align.errors import UserError
@@ -52,7 +54,10 @@ def select(
         chosen.labels = np.where(chosen.coins("shuffle_labels", seed), chosen.labels, 1.0 - chosen.labels)
     if len(chosen.rows) == 0:
         raise _nothing_left(chosen, which)
-    return PairSource(table, chosen.rows, chosen.labels, chosen.weights, chosen.left_out)
+    captioner = None
+    if which == "train" and config.loser_captions != "as_given":  # held-out pairs are judged as they are
+        captioner = partial(perturb, strength=config.loser_captions)
+    return PairSource(table, chosen.rows, chosen.labels, chosen.weights, chosen.left_out, captioner)
 
 
 def normalise(caption: str) -> str:

@@ -28,6 +28,7 @@ class PairColumns:
         users: N user ids, or None.
         weights: ``[N]`` float64, or None for all ones.
         gaps: reward name -> ``[N]`` score(picture 0) - score(picture 1).
+        scores: ``[N, 2]`` float64, one reward of picture 0 and of picture 1, or None.
         lists: ``[N]`` index of the ranked list a pair was expanded from, or None.
         problems: (row, reason) of rows that cannot be trained on and were not filtered by the format's own
             rules.
@@ -41,6 +42,7 @@ class PairColumns:
     users: list[str | None] | None = None
     weights: np.ndarray | None = None
     gaps: dict[str, np.ndarray] = field(default_factory=dict)
+    scores: np.ndarray | None = None
     lists: np.ndarray | None = None
     problems: list[tuple[int, str]] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
@@ -131,6 +133,9 @@ def find_problems(
     if columns.weights is not None:
         bad = np.flatnonzero(~(np.isfinite(columns.weights) & (columns.weights >= 0)))
         problems += [(int(row), f"weight is {columns.weights[row]:g}, not a number from 0 up") for row in bad]
+    if columns.scores is not None:
+        bare = np.flatnonzero(~np.isfinite(columns.scores).all(axis=1))
+        problems += [(int(row), "score_0 or score_1 is missing or not finite") for row in bare]
     for name, gaps in columns.gaps.items():
         missing = np.flatnonzero(~np.isfinite(gaps))
         problems += [(int(row), f"margin {name!r} is missing or not finite") for row in missing]
@@ -157,6 +162,14 @@ def gaps_from_margins(margins: dict[str, np.ndarray], labels: np.ndarray) -> dic
     """Margins (preferred minus other; picture 0 minus 1 in a tie) as picture 0 minus picture 1."""
     sign = np.where(labels >= 0.5, 1.0, -1.0)
     return {name: values * sign for name, values in margins.items()}
+
+
+def with_scores(columns: PairColumns, scores: np.ndarray | None) -> PairColumns:
+    """Take in ``[N, 2]`` scores of both pictures; their difference is the margin ``score`` where the data name none."""
+    if scores is not None:
+        columns.scores = scores
+        columns.gaps.setdefault("score", scores[:, 0] - scores[:, 1])
+    return columns
 
 
 def _joined(texts: Iterable[str | None]) -> bytes:

@@ -21,6 +21,7 @@ from t2i_align.evaluation.manifest import (
     fingerprint,
     open_folder,
 )
+from t2i_align.evaluation.negative import attach, merge
 from t2i_align.evaluation.prompts import PromptSet, load_prompts
 from t2i_align.evaluation.sampling import sample_images
 from t2i_align.randomness import address_hash
@@ -41,6 +42,8 @@ def run(
     height: int | None = None,
     width: int | None = None,
     base: str | Path | None = None,
+    negative: Mapping[str, str | Path] | None = None,
+    negative_merge: float = 0.0,
     device: str | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
@@ -59,6 +62,8 @@ def run(
         seeds_per_prompt: pictures per prompt.
         batch_size: pictures sampled together.
         base: base model of entries that are only adapters.
+        negative: name -> model that answers the unconditional half of guidance, see ``negative``.
+        negative_merge: share of the model's own change that its negative model takes over.
         device: None is CUDA where there is one, else the CPU.
         dtype: fp32, fp16 or bf16; None is fp16 on CUDA and fp32 on the CPU.
         overwrite: replace pictures made with other settings instead of refusing.
@@ -70,12 +75,18 @@ def run(
         UserError: a folder holds pictures of other settings, a name is unusable, a model cannot be loaded.
     """
     _check(models, seeds_per_prompt, num_inference_steps, batch_size)
+    negative = dict(negative or {})
+    _check_negative(models, negative, guidance_scale)
     device, precision = _device_and_dtype(device, dtype)
     wanted = _pictures(load_prompts(prompts), seeds_per_prompt, seed)
     folders = {name: Path(output_dir) / name for name in models}
     todo: dict[str, list[Picture]] = {}
     for name, model in models.items():  # every folder is looked at before the first picture is made
         description, contents = _identify(model, base)
+        if name in negative:
+            of_negative = _identify(negative[name], base)
+            description += f"; away from {of_negative[0]}, merged {negative_merge:g}"
+            contents += f" negative {of_negative[1]} {negative_merge:g}"
         settings = Settings(
             model=description,
             fingerprint=contents,
@@ -100,6 +111,8 @@ def run(
             bar = progress.add_task(f"sampling {name}", total=len(wanted), completed=done)
             if todo[name]:
                 pipeline = _load(model, base, precision, device)
+                if name in negative:
+                    _add_negative(pipeline, model, negative[name], base, precision, device, negative_merge)
                 for start in range(0, len(todo[name]), batch_size):
                     batch = todo[name][start : start + batch_size]
                     _draw(pipeline, folders[name], batch, name, sampling)
@@ -161,6 +174,26 @@ def _load(model: str | Path, base: str | Path | None, precision: str, device: st
     return pipeline
 
 
+def _add_negative(
+    pipeline,
+    model: str | Path,
+    negative: str | Path,
+    base: str | Path | None,
+    precision: str,
+    device: str,
+    share: float,
+) -> None:
+    """Load the negative model, merged where asked, and attach it; its encoders are dropped."""
+    unet = _load(negative, base, precision, device).unet
+    if share:
+        from t2i_align.backbones import identify_model
+
+        initial = identify_model(str(model), None if base is None else str(base)).base
+        start = _load(initial.pretrained_model_name_or_path, None, precision, device).unet
+        merge(unet, pipeline.unet, start, share)
+    attach(pipeline, unet)
+
+
 def _identify(model: str | Path, base: str | Path | None) -> tuple[str, str]:
     """What a model argument means in words, and a hash of the weights behind it.
 
@@ -207,6 +240,20 @@ def _check(models: Mapping[str, str | Path], draws: int, steps: int, batch_size:
     for what, value in counts.items():
         if value < 1:
             raise UserError(f"{what} must be at least 1.", str(value), f"give a positive {what}")
+
+
+def _check_negative(models: Mapping[str, str | Path], negative: Mapping[str, str | Path], scale: float) -> None:
+    unknown = [name for name in negative if name not in models]
+    if unknown:
+        raise UserError(
+            "A negative model belongs to no model.", ", ".join(unknown), f"name one of: {', '.join(models)}"
+        )
+    if negative and scale <= 1.0:
+        raise UserError(
+            "A negative model acts through guidance, which is off.",
+            f"guidance_scale {scale:g}",
+            "use a guidance scale above 1, or no negative model",
+        )
 
 
 def _release_memory() -> None:

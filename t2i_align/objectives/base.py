@@ -36,7 +36,8 @@ class Choice(BaseModel):
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Advice naming the nearest of the valid names, or all of them when nothing is near."""
     names = list(valid)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    close.sort(key=lambda near: sorted(near) != sorted(str(name)))  # exchanged letters before exchanged words
     return f"did you mean {close[0]!r}?" if close else f"choose one of: {', '.join(names)}"
 
 

@@ -8,14 +8,16 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from t2i_align.errors import UserError
-from t2i_align.objectives.anchors import ANCHORS, NoAnchor
+from t2i_align.objectives.anchors import ANCHORS
 from t2i_align.objectives.base import SLOT_NAMES, Choice, choose, nearest
-from t2i_align.objectives.error_metrics import ERRORS
+from t2i_align.objectives.combinations import check_combination
+from t2i_align.objectives.errors import ERRORS
 from t2i_align.objectives.latents import LATENTS
 from t2i_align.objectives.links import LINKS
 from t2i_align.objectives.logits import LOGITS
 from t2i_align.objectives.objective import Objective, Slots
 from t2i_align.objectives.presets import PRESETS
+from t2i_align.objectives.presets.own import is_own, load_own
 from t2i_align.objectives.references import REFERENCES, Initial, NoReference
 from t2i_align.objectives.timesteps import TIMESTEPS
 from t2i_align.objectives.weights import WEIGHTS
@@ -43,7 +45,9 @@ class ObjectiveConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    preset: str = Field(description="published objective to start from; t2i-align objectives list shows them")
+    preset: str = Field(
+        description="published objective to start from (t2i-align objectives list), or the path of your own"
+    )
     latents: SlotValue = Field(default=None, description=f"noisy latents: {', '.join(LATENTS)}")
     error: SlotValue = Field(default=None, description=f"error metric: {', '.join(ERRORS)}")
     timestep: SlotValue = Field(default=None, description=f"timestep distribution and weight: {', '.join(TIMESTEPS)}")
@@ -77,20 +81,29 @@ def resolve(config: ObjectiveConfig | Mapping[str, Any]) -> Objective:
     """The objective an ``objective:`` section asks for. Raises UserError like :func:`build`."""
     given = config.model_dump(exclude_none=True) if isinstance(config, BaseModel) else dict(config)
     name = given.pop("preset", None)
-    if name not in PRESETS:
+    if name not in PRESETS and not is_own(name):
         raise UserError("unknown objective preset", found=repr(name), fix=nearest(str(name), PRESETS))
-    preset = PRESETS[name]
-    slots: dict[str, Any] = {slot: getattr(preset, slot) for slot in SLOT_NAMES if slot != "reference"}
+    preset = PRESETS[name] if name in PRESETS else load_own(name)
+    slots: dict[str, Any] = {slot: getattr(preset, slot) for slot in SLOT_NAMES}
+    if slots["reference"] is None:
+        del slots["reference"]
     for slot in SLOT_NAMES:
         if given.get(slot) is not None:
-            slots[slot] = choose(slot, SLOTS[slot], given[slot], slots.get(slot))
+            slots[slot] = choose(slot, _choices(slot, slots.get(slot)), given[slot], slots.get(slot))
     options = {key: value for key, value in given.items() if key not in SLOT_NAMES}
     for option, value in options.items():
         slot = _reader_of(option, slots, name)
-        slots[slot] = choose(slot, SLOTS[slot], {option: value}, slots[slot])
-    slots.setdefault("reference", Initial() if slots["logit"].needs_reference else NoReference())
-    _check_combination(slots)
-    return Objective(name, Slots(**slots), preset.formula, preset.paper, preset.at_init, preset.note)
+        slots[slot] = choose(slot, _choices(slot, slots[slot]), {option: value}, slots[slot])
+    if not slots["logit"].needs_reference and not given.get("reference"):
+        slots["reference"] = NoReference()
+    slots.setdefault("reference", Initial())
+    check_combination(slots, preset.needs)
+    return Objective(name, Slots(**slots), preset.formula, preset.paper, preset.at_init, preset.note, preset.needs)
+
+
+def _choices(slot: str, current: Choice | None) -> Mapping[str, type[Choice]]:
+    """The slot's dictionary, and the choice that a preset of the user's own brought along."""
+    return SLOTS[slot] if current is None else {current.model_dump()["name"]: type(current), **SLOTS[slot]}
 
 
 def _reader_of(option: str, slots: Mapping[str, Any], preset: str) -> str:
@@ -114,39 +127,3 @@ def _reader_of(option: str, slots: Mapping[str, Any], preset: str) -> str:
     valid = [field for choice in slots.values() for field in type(choice).model_fields if field != "name"]
     fix = f"it belongs to {', '.join(elsewhere)}" if elsewhere else nearest(option, [*valid, *SLOT_NAMES])
     raise UserError(f"objective {preset!r} does not read the option {option!r}", found=option, fix=fix)
-
-
-def _check_combination(slots: Mapping[str, Any]) -> None:
-    """Raise UserError with the reason when choices contradict each other."""
-    logit, link = slots["logit"], slots["link"]
-    names = {slot: choice.model_dump()["name"] for slot, choice in slots.items()}
-    lacking = link.asks - logit.provides
-    if lacking:
-        able = [name for name, choice in LOGITS.items() if link.asks <= choice.provides]
-        raise UserError(
-            f"link {names['link']!r} needs from the logit: {', '.join(sorted(lacking))}; "
-            f"logit {names['logit']!r} does not give it",
-            found=f"logit: {names['logit']}, link: {names['link']}",
-            fix=f"with this link use logit: {' or '.join(able)}",
-        )
-    has_reference = not isinstance(slots["reference"], NoReference)
-    if logit.needs_reference and not has_reference:
-        raise UserError(
-            f"logit {names['logit']!r} compares with a reference, and reference is none",
-            found="reference: none",
-            fix="leave reference out, or use logit: reference_free",
-        )
-    if has_reference and not logit.needs_reference:
-        raise UserError(
-            f"logit {names['logit']!r} has no use for a reference",
-            found=f"reference: {names['reference']}",
-            fix="leave reference out",
-        )
-    if logit.input_layout not in slots["weight"].layouts:
-        raise UserError(
-            f"weight {names['weight']!r} is not defined on the input of logit {names['logit']!r}",
-            found=f"layout: {logit.input_layout}",
-            fix="use weight: none, or another logit",
-        )
-    if logit.input_layout == "single" and isinstance(slots["anchor"], NoAnchor):
-        raise UserError("nothing is trained: no preference term and no anchor", fix="use anchor: winner, or a logit")

@@ -1,15 +1,18 @@
-"""The error slot, :data:`ERRORS`: from a prediction and its target to one number per image."""
+"""The error slot: from a prediction and its target to one number per image."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from t2i_align.errors import UserError
 from t2i_align.objectives.base import Choice
+from t2i_align.objectives.parametrisation import clean_and_noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +25,9 @@ class Denoised:
         prediction_type: diffusers' name of that parametrisation.
         snr: ``[T]`` signal-to-noise ratio per timestep.
         mask: broadcastable to the prediction, non-negative; weights the elements of the mean.
+        noisy: x_t, for errors of something other than what the network named.
+        features: (latents, timesteps) -> maps of the frozen denoiser, for errors in features.
+        extra_noise: a second noise of the shape of x_t, for errors after a stochastic reverse step.
     """
 
     prediction: Tensor
@@ -30,10 +36,15 @@ class Denoised:
     prediction_type: str
     snr: Tensor
     mask: Tensor | None = None
+    noisy: Tensor | None = None
+    features: Callable[[Tensor, Tensor], Sequence[Tensor]] | None = None
+    extra_noise: Tensor | None = None
 
 
 class ErrorMetric(Choice):
-    """Base of the slot."""
+    """Base of the slot. ``needs_features``: whether the backbone must keep its initial denoiser's down blocks."""
+
+    needs_features: ClassVar[bool] = False
 
     def __call__(self, denoised: Denoised) -> Tensor:
         """``[N]`` float32 errors."""
@@ -42,6 +53,9 @@ class ErrorMetric(Choice):
     def measured_in(self, prediction_type: str) -> str:
         """Parametrisation the errors are measured in, given the checkpoint's."""
         return prediction_type
+
+    def check_schedule(self, snr: Tensor) -> None:
+        """Raise UserError for a noise schedule ``[T]`` on which the error is not defined."""
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -118,8 +132,36 @@ class VelocityError(_Converted):
         return "v_prediction"
 
 
-ERRORS: dict[str, type[ErrorMetric]] = {
-    "prediction": PredictionError,
-    "epsilon": EpsilonError,
-    "velocity": VelocityError,
-}
+class CleanError(ErrorMetric):
+    """Error of the clean latents that a prediction implies; a pseudo-Huber norm bounds what an outlier counts."""
+
+    formula = "e = mean sqrt((x0_hat - x0)^2 + c^2) - c, or mean (x0_hat - x0)^2 for c = 0"
+    paper = "Self-NPO, arXiv 2505.11777; pseudo-Huber: arXiv 2310.14189"
+    name: Literal["clean"] = "clean"
+    huber: float = Field(default=0.001, ge=0, description="c of the pseudo-Huber norm; 0 is the square")
+
+    def __call__(self, denoised: Denoised) -> Tensor:
+        if denoised.noisy is None:
+            raise ValueError("the error of clean latents needs the noisy latents")
+        signal = denoised.snr.to(denoised.timesteps.device)[denoised.timesteps]
+        signal = signal / (1.0 + signal)
+        noisy = denoised.noisy
+        guess, clean = (
+            clean_and_noise(value.to(noisy), noisy, signal, denoised.prediction_type)[0]
+            for value in (denoised.prediction, denoised.target)
+        )
+        if self.huber == 0:
+            return mean_squared_error(guess, clean, denoised.mask)
+        return ((guess - clean).square() + self.huber**2).sqrt().flatten(1).mean(1) - self.huber
+
+    def measured_in(self, prediction_type: str) -> str:
+        return "sample"
+
+    def check_schedule(self, snr: Tensor) -> None:
+        """Without any signal a noise prediction implies no clean latents."""
+        if not bool((snr > 0).all()):
+            raise UserError(
+                "error 'clean' divides by the signal, which some timestep does not have",
+                found="a zero-terminal-SNR schedule",
+                fix="use error: prediction",
+            )

@@ -24,6 +24,7 @@ from t2i_align.objectives.weights import Weight
 
 # Fields of the record that come from the data set; the others the loop knows by itself.
 DATA_FIELDS = frozenset({"margins", "labels", "scores", "frequencies", "difficulty"})
+# captions (a caption per picture) is a need of the data too, but no field: it acts through the prompts.
 EXPECTED_DIMS = {"pair": 1, "single": 1, "labelled": 1, "group": 2, "ranked": 2}
 
 
@@ -56,6 +57,7 @@ class Objective:
     paper: str
     at_init: str
     note: str = ""
+    preset_needs: frozenset[str] = frozenset()
 
     @property
     def latents(self) -> Latents:
@@ -102,7 +104,13 @@ class Objective:
     @property
     def data_needs(self) -> frozenset[str]:
         """The part of ``needs`` that the data set must provide."""
-        return self.needs & DATA_FIELDS
+        return (self.needs & DATA_FIELDS) | self.preset_needs
+
+    @property
+    def margin(self) -> str | None:
+        """The reward that a slot reads by name; None where there is only one, or none is read."""
+        named = [getattr(getattr(self.slots, slot), "margin", None) for slot in ("weight", "logit")]
+        return next((name for name in named if isinstance(name, str)), None)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -113,7 +121,7 @@ class Objective:
     def value_at_init(self) -> float | None:
         """Loss when policy == reference, where that depends on the configuration alone; else None (see
         ``at_init``)."""
-        if not self.needs_reference or self.data_needs or not isinstance(self.slots.anchor, NoAnchor):
+        if not self.needs_reference or self.needs & DATA_FIELDS or not isinstance(self.slots.anchor, NoAnchor):
             return None
         shape = (1,) if EXPECTED_DIMS[self.layout] == 1 else (1, 2)
         error = torch.full(shape, 0.1, dtype=torch.float64)
@@ -123,11 +131,13 @@ class Objective:
         record = PairErrors(error, loser, error, loser, timesteps=timesteps, snr=snr, max_steps=1)
         return float(self(record).loss[0])
 
-    def check_model(self, num_timesteps: int, snr: Tensor) -> None:
-        """Raise UserError when the checkpoint's schedule (T timesteps, SNR ``[T]``) does not suit the
-        timestep slot."""
+    def check_model(self, num_timesteps: int, snr: Tensor, prediction_type: str = "epsilon") -> None:
+        """Raise UserError when the checkpoint's schedule (T timesteps, SNR ``[T]``) or parametrisation does not suit
+        the timestep and error slots."""
         self.timestep.check_range(num_timesteps)
         self.timestep.weighting.check_schedule(snr)
+        self.timestep.weighting.check_error(self.error.measured_in(prediction_type))
+        self.error.check_schedule(snr)
 
     def __call__(self, inputs: PairErrors) -> ObjectiveOutput:
         """Loss ``[B]`` and metrics of one batch.

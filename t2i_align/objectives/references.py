@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from t2i_align.objectives.base import Choice
 
 
@@ -31,4 +33,19 @@ class Initial(Reference):
     name: Literal["initial"] = "initial"
 
 
-REFERENCES: dict[str, type[Reference]] = {"none": NoReference, "initial": Initial}
+class Guarded(Reference):
+    """The policy itself of some steps ago, as long as it stays near the initial model.
+
+    Every ``every`` optimiser steps the policy would become the reference. Its divergence from the initial model is
+    estimated first, as how much worse it denoises the winners of the batch; once that exceeds ``limit`` the reference
+    stays what it is for the rest of the run. The loss starts from its initial value after every update.
+    """
+
+    formula = "r = error of the policy some steps ago, while mean(e_w - error of the initial model) <= limit"
+    paper = "Rethinking DPO in diffusion models, arXiv 2505.18736"
+    name: Literal["guarded"] = "guarded"
+    every: int = Field(default=32, ge=1, description="optimiser steps between updates; published 16 to 64")
+    limit: float = Field(default=0.005, ge=0, description="largest divergence; published 0.005 (SD1.5), 0.002 (SDXL)")
+
+
+REFERENCES: dict[str, type[Reference]] = {"none": NoReference, "initial": Initial, "guarded": Guarded}

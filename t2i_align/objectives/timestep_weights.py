@@ -35,6 +35,9 @@ class TimestepWeight(Choice):
     def check_schedule(self, snr: Tensor) -> None:
         """Raise UserError for a noise schedule ``[T]`` on which the weight is not defined."""
 
+    def check_error(self, measured_in: str) -> None:
+        """Raise UserError for errors in a parametrisation for which the weight is not defined."""
+
 
 class NoTimestepWeight(TimestepWeight):
     """Every timestep counts alike."""
@@ -56,13 +59,17 @@ class MinSnr(TimestepWeight):
     name: Literal["min_snr"] = "min_snr"
     gamma: float = Field(default=5.0, gt=0, description="SNR above which the weight stops growing")
 
-    def __call__(self, inputs: PairErrors) -> Tensor:
-        if inputs.prediction_type not in MIN_SNR:
+    def check_error(self, measured_in: str) -> None:
+        """The weight is that of the clean latents, which errors in features say nothing about."""
+        if measured_in not in MIN_SNR:
             raise UserError(
                 "timestep weighting 'min_snr' is not defined for this error metric",
-                found=f"errors measured in {inputs.prediction_type}",
+                found=f"errors measured in {measured_in}",
                 fix=f"it knows {', '.join(MIN_SNR)}; use weighting: none otherwise",
             )
+
+    def __call__(self, inputs: PairErrors) -> Tensor:
+        self.check_error(inputs.prediction_type)
         timesteps = inputs.required("timesteps")
         snr = inputs.required("snr").to(timesteps.device)[timesteps]
         return MIN_SNR[inputs.prediction_type](snr, self.gamma)

@@ -65,7 +65,7 @@ class Confidence(DataWeight):
     formula = "|2p - 1|, p = labels"
     paper = "-"
     reads = frozenset({"labels"})
-    layouts = ALL_LAYOUTS - {"labelled"}
+    layouts = frozenset({"pair", "single"})
     name: Literal["confidence"] = "confidence"
 
     def raw(self, inputs: PairErrors) -> Tensor:
@@ -78,7 +78,7 @@ class Gain(DataWeight):
     formula = "base^score_w - base^score_l"
     paper = "GAPO (AniSora), arXiv 2504.10044"
     reads = frozenset({"scores"})
-    layouts = frozenset({"pair", "single", "group"})
+    layouts = frozenset({"pair", "single"})
     name: Literal["gain"] = "gain"
     base: float = Field(default=2.0, gt=1, description="base of the gain")
 
@@ -93,9 +93,11 @@ class Rarity(DataWeight):
     formula = "(numerator / frequency)^exponent"
     paper = "VideoDPO, arXiv 2412.14167 (released code)"
     reads = frozenset({"frequencies"})
+    layouts = ALL_LAYOUTS - {"group", "ranked"}
     name: Literal["rarity"] = "rarity"
     numerator: float = Field(default=0.72, gt=0, description="frequency at which the weight is 1")
     exponent: float = Field(default=1.0, gt=0, description="sharpness")
+    margin: str | None = Field(default=None, description="reward whose gap is counted where the data hold several")
 
     def raw(self, inputs: PairErrors) -> Tensor:
         return (self.numerator / inputs.required("frequencies")) ** self.exponent
@@ -110,6 +112,7 @@ class AdaptiveMargin(DataWeight):
     formula = "clip(exp(-(margin - centre) / width), lowest, highest)"
     paper = "after MADPO, arXiv 2510.05342 (form of the weight is ours)"
     reads = frozenset({"margins"})
+    layouts = ALL_LAYOUTS - {"group", "ranked"}
     name: Literal["adaptive_margin"] = "adaptive_margin"
     centre: float = Field(default=0.0, description="margin at which the weight is 1")
     width: float = Field(default=1.0, gt=0, description="margin over which the weight falls by a factor e")
@@ -134,9 +137,11 @@ class Curriculum(DataWeight):
     formula = "1 if difficulty < (stage + 1) / stages, else 0; stage by training progress"
     paper = "Curriculum DPO, arXiv 2405.13637; Curry-DPO"
     reads = frozenset({"difficulty", "max_steps"})
+    layouts = ALL_LAYOUTS - {"group", "ranked"}
     name: Literal["curriculum"] = "curriculum"
     stages: int = Field(default=6, ge=1, description="number of equal shares of the data")
     until: float = Field(default=1.0, gt=0, le=1, description="share of the training budget the stages spread over")
+    margin: str | None = Field(default=None, description="reward whose gap makes a pair easy, by name")
 
     def stage(self, step: int, max_steps: int) -> int:
         """Stage 0 .. stages-1 at an optimiser step."""

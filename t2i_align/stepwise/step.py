@@ -71,6 +71,13 @@ class TransitionStep:
         timesteps = batch.pairs.parents.to(self._accelerator.device) / self._backbone.num_train_timesteps
         return ObjectiveOutput(output.loss.float(), metrics), timesteps
 
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: the pairs that wait are the provider's."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Nothing to take."""
+
     def _errors(self, batch: StepBatch) -> StepErrors:
         winner, loser = batch.pairs.winner, batch.pairs.loser
         if self._shared_pass:

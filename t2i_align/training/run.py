@@ -25,6 +25,7 @@ from t2i_align.export import export_run
 from t2i_align.online.provider import OnlinePairs
 from t2i_align.stepwise import build_stepwise
 from t2i_align.training.checkpoints import TrainState, load_checkpoint, resolve_resume, save_checkpoint
+from t2i_align.training.datasets import offline_provider
 from t2i_align.training.ema import Ema
 from t2i_align.training.environment import write_environment
 from t2i_align.training.loop import Hooks, Loop
@@ -36,7 +37,7 @@ from t2i_align.training.optimisers import (
     effective_batch,
 )
 from t2i_align.training.progress import Progress
-from t2i_align.training.step import PairStep, check_data_needs, check_layout
+from t2i_align.training.step import PairStep
 from t2i_align.training.validation import HeldoutProbe, compose_grid, draw_samples
 
 logger = logging.getLogger(__name__)
@@ -72,11 +73,14 @@ def train(config: RunConfig) -> TrainResult:
     output_dir = Path(config.output_dir)
     resume = resolve_resume(output_dir, config.training.resume_from_checkpoint)
     objective = objectives.resolve(config.objective)
-    check_layout(objective)
     accelerator = _accelerator(config)
     set_seed(config.seed)
     backbone = load_backbone(
-        config.model, accelerator.device, weight_dtype(config), needs_reference=objective.needs_reference
+        config.model,
+        accelerator.device,
+        weight_dtype(config),
+        needs_reference=objective.needs_reference,
+        needs_features=objective.error.needs_features,
     )
     if (config.rollout is None and config.online is None) or has_heldout(config.data):
         ensure_cache(config, backbone, rank=accelerator.process_index, world_size=accelerator.num_processes)
@@ -160,14 +164,12 @@ class _Run:
         return self._offline(self.config), self._pair_step()
 
     def _offline(self, config: RunConfig) -> PairProvider:
-        pairs = self._pairs(config)
-        check_data_needs(self.objective, pairs.source.margin_names)
-        return pairs
+        return offline_provider(config, self.backbone, self.objective, self.accelerator)
 
-    def _pairs(self, config: RunConfig) -> PairProvider:
-        training, accelerator = config.training, self.accelerator
+    def _pairs(self) -> PairProvider:
+        training, accelerator = self.config.training, self.accelerator
         return PairProvider(
-            config,
+            self.config,
             self.backbone,
             batch_size=training.train_batch_size,
             accumulation=training.gradient_accumulation_steps,
@@ -212,7 +214,10 @@ class _Run:
             ema_step=0 if self.ema is None else self.ema.step,
             scaler=self.accelerator.scaler,
             train_seconds=self.loop.train_seconds,
-            provider=self.provider.state(),
+            provider={
+                **{f"provider.{name}": value for name, value in self.provider.state().items()},
+                **{f"step.{name}": value for name, value in self.step.state().items()},
+            },
         )
 
     def identity(self) -> dict:
@@ -298,7 +303,7 @@ class _Run:
         if not has_heldout(self.config.data):
             return
         offline = self.config.rollout is None and self.config.online is None
-        pairs, step = (self.provider, self.step) if offline else (self._pairs(self.config), self._pair_step())
+        pairs, step = (self.provider, self.step) if offline else (self._pairs(), self._pair_step())
         validation = self.config.validation
         share = -(-validation.heldout_pairs // self.accelerator.num_processes)
         with evaluating(self.backbone.unet):
@@ -342,7 +347,9 @@ class _Run:
         state = self.state()
         self.loop.finished_steps = load_checkpoint(checkpoint, state, self.identity())
         self.loop.train_seconds = state.train_seconds
-        self.provider.restore(state.provider)
+        for part, owner in (("provider.", self.provider), ("step.", self.step)):
+            kept = {name.removeprefix(part): value for name, value in state.provider.items() if name.startswith(part)}
+            owner.restore(kept)
         if self.ema is not None:
             self.ema.step = state.ema_step
         for row in read_metrics(self.output_dir / "metrics.jsonl"):

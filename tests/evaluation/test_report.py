@@ -220,3 +220,14 @@ def test_a_gap_breaks_the_line_and_long_curves_are_thinned():
 
 def astuple(row):
     return tuple(getattr(row, name) for name in type(row).__slots__)
+
+
+def test_every_diagnostic_of_a_run_is_drawn(tmp_path):
+    row = {"step": 1, "loss": 0.7, "grad_norm": 2.0, "reference_divergence": 1e-3}
+    row |= {f"logits/abs_{name}": value for name, value in {"p50": 0.1, "p90": 0.5, "max": 2.0}.items()}
+    row |= {f"implicit_accuracy_by_timestep/{quarter}_of_4": 0.5 + 0.1 * quarter for quarter in range(4)}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"step": 2}) + "\n")
+    charts = {chart.title: chart for chart in read_run("tuned", tmp_path).charts}
+    assert [name for name, _, _ in charts["Size of the logit"].legend] == ["median", "90 %", "largest"]
+    assert len(charts["Implicit accuracy by noise"].legend) == 4
+    assert {"Gradient norm", "Divergence of the reference", "Loss"} <= set(charts)

@@ -6,6 +6,7 @@ u_l = 50 (0.40 - 0.41) = -0.5 and z = 1.5. sp(u) = log(1 + exp(u)), s(u) = 1/(1 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -54,6 +55,24 @@ BY_HAND: list[tuple[str, dict[str, Any], dict[str, Any], float]] = [
     ("curriculum", {"beta": 100}, {"difficulty": column(0.1), "max_steps": 6}, 0.2014132779827524),
     ("curriculum", {"beta": 100}, {"difficulty": column(0.2), "max_steps": 6}, 0.0),
     ("curriculum", {"beta": 100}, {"difficulty": column(0.2), "max_steps": 6, "step": 1}, 0.2014132779827524),
+    ("dcpo", {"beta": 100}, {}, 0.2014132779827524),  # the captions act before the errors
+    ("ncp_dpo", {"beta": 100}, {}, 0.2014132779827524),
+    ("ncp_cpo", {"beta": 100}, {}, 0.2815023101597543),
+    ("ncp_sft", {}, {}, 0.28),
+    ("self_npo", {}, {}, 0.28),
+    ("inpo", {"beta": 100}, {}, 0.2014132779827524),
+    (
+        "smpo",
+        {"beta": 100, "gamma": 2},
+        {"margins": column(math.log(3))},
+        0.2014132779827524,
+    ),  # p = 3/4: 2 (2p - 1) = 1
+    ("dro", {}, {}, 0.0),  # h = 0.03 > 0.001
+    ("dro", {"margin": 0.05}, {}, 0.02),
+    ("npo", {"beta": 100}, {}, 1.7014132779827524),  # sp(1.5)
+    # A = 1/2 everywhere but the last, where SNR is 1/4: 1/sqrt(SNR) from 1 to 2, so lambda = 1 and 2
+    ("rethinking_dpo", {"beta": 100}, {"timesteps": torch.tensor([0]), "snr": column(1, 1, 0.25)}, 0.2014132779827524),
+    ("rethinking_dpo", {"beta": 100}, {"timesteps": torch.tensor([2]), "snr": column(1, 1, 0.25)}, 0.04858735157374206),
     # beta without 1/2: u_w = 2, u_l = -1, u0 = 0.5; both images are 1.5 on their right side: 1 - s(1.5)
     ("kto", {"beta": 100}, {}, 0.18242552380635635),
 ]

@@ -15,10 +15,12 @@ LOG2 = math.log(2)
 VALUE_AT_INIT = {
     "dpo": LOG2, "kto": 0.5, "mdpo": LOG2, "mipo": 0.25, "curriculum": None, "ipo": 0.25, "hinge": 1.0, "cdpo": LOG2,
     "rdpo": LOG2, "dpo_shift": LOG2, "exo": -LOG2 - math.log(1e-3 * (1 - 1e-3)) / 2, "nca": 2 * LOG2, "bco": 2 * LOG2,
+    "dcpo": LOG2, "ncp_dpo": LOG2, "inpo": LOG2, "dro": 0.001, "npo": LOG2, "rethinking_dpo": LOG2,
     "apo_zero": 1.0, "apo_down": 1.0, "sppo_hard": 0.5, "discopop": (1 + LOG2) / 2, "aot": LOG2, "aot_unpaired": LOG2,
 }  # fmt: skip
-# sft has no loser; apo_down pushes only the loser at first; discopop's own slope at z = 0 has the wrong sign.
-SIGN_EXCEPTIONS = {"sft", "apo_down", "discopop"}
+# sft and its like have no loser; apo_down pushes only the loser at first; discopop's own slope at z = 0 has the wrong
+# sign; npo is the mirror on purpose.
+SIGN_EXCEPTIONS = {"sft", "ncp_sft", "self_npo", "apo_down", "discopop", "npo"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -39,6 +41,7 @@ def test_value_at_policy_equals_reference(name: str) -> None:
         ("mapo_paper", 0.1 + LOG2 / 8),
         ("orpo", 0.1 + 0.1 * LOG2),
         ("cpo", 0.1 + LOG2),
+        ("ncp_cpo", 0.1 + LOG2),
         ("simpo", math.log1p(math.exp(0.5))),
         ("alphapo", math.log1p(math.exp(0.5))),
     ],
@@ -55,6 +58,7 @@ def test_value_without_a_reference_where_the_errors_agree(name: str, value: floa
         ("video_dpo_weight", lambda r: 0.72 / r.frequencies),
         ("madpo", lambda r: torch.exp(-r.margins).clamp(0.5, 2)),
         ("curriculum", lambda r: torch.ones(6)),
+        ("smpo", lambda r: torch.ones(6)),
     ],
 )
 def test_weighted_value_at_policy_equals_reference(name: str, per_log2) -> None:
@@ -90,7 +94,8 @@ def test_named_sign_exceptions() -> None:
     assert down["policy_winner"].abs().max() < 1e-9 and (down["policy_loser"] < 0).all()
     assert (slopes(build("discopop"), record)["policy_winner"] < 0).all()
     assert (slopes(build("discopop", temperature=1.0), record)["policy_winner"] > 0).all()
-    assert (slopes(build("dpo", logit="reversed"), record)["policy_winner"] < 0).all()
+    mirrored = slopes(build("npo"), record)
+    assert (mirrored["policy_winner"] < 0).all() and (mirrored["policy_loser"] > 0).all()
 
 
 @pytest.mark.parametrize(("name", "slope"), [("dpo", 1250.0), ("hinge", 2500.0), ("cdpo", 1000.0), ("rdpo", 1562.5)])

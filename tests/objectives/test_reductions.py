@@ -22,6 +22,10 @@ ONES = torch.ones(6, dtype=torch.float64)
         ("dpo_shift", {"lam": 1.0}, {}),
         ("dpo_shift", {"lam": 0.4, "schedule": "increase"}, {"step": 50, "max_steps": 50}),
         ("cdpo", {"label_smoothing": 0.0}, {}),
+        ("dcpo", {"beta": 5000}, {}),
+        ("ncp_dpo", {}, {}),
+        ("inpo", {"beta": 5000}, {}),
+        ("rethinking_dpo", {"timestep": "uniform"}, {}),
         ("rdpo", {"label_smoothing": 0.0}, {}),
         ("dpo", {"link": "soft_label"}, {"labels": ONES}),
         ("dpo", {"weight": "confidence"}, {"labels": ONES}),
@@ -51,9 +55,29 @@ def test_smoothed_by_score_with_weight_one_is_dpo() -> None:
     assert torch.allclose(build("dpo", logit=logit)(record).loss, DPO(PAIRS).loss, rtol=1e-6)
 
 
-def test_reversed_is_dpo_of_the_swapped_pair() -> None:
+def test_npo_is_dpo_of_the_swapped_pair() -> None:
     swapped = PairErrors(PAIRS.e_l, PAIRS.e_w, PAIRS.r_l, PAIRS.r_w)
-    assert torch.equal(build("dpo", logit="reversed")(PAIRS).loss, DPO(swapped).loss)
+    assert torch.equal(build("npo")(PAIRS).loss, DPO(swapped).loss)
+
+
+def test_smpo_with_weight_one_is_inpo() -> None:
+    gamma = 1 / (2 * torch.sigmoid(torch.tensor(0.7)).item() - 1)
+    record = replace(PAIRS, margins=0.7 * ONES)
+    smpo = build("smpo", gamma=gamma, latents={"name": "ddim_inversion", "steps": 10, "eta": 0.1})
+    assert smpo.latents == build("inpo").latents
+    assert torch.allclose(smpo(record).loss, build("inpo")(PAIRS).loss, rtol=1e-6)
+
+
+def test_dro_with_the_losers_of_the_data_is_a_hinge() -> None:
+    hinge = build("hinge", beta=2.0, margin=0.001)
+    assert torch.equal(build("dro", latents="shared_noise")(PAIRS).loss, hinge(PAIRS).loss)
+
+
+def test_ncp_rows_are_their_bases_in_the_loss() -> None:
+    for name, base in (("ncp_sft", "sft"), ("ncp_cpo", "cpo")):
+        plain = build(name, error="prediction")
+        record = random_record(plain)
+        assert torch.equal(plain(record).loss, build(base)(record).loss)
 
 
 def test_ternary_win_with_no_room_for_ties_is_dpo() -> None:

@@ -45,6 +45,25 @@ PANELS = (
     ),
     Panel("Gradient norm", "Before clipping; spikes mean instability.", (("grad_norm", "norm", 0),)),
     Panel(
+        "Size of the logit",
+        "Quantiles of |z| over the batch; a logistic loss saturates above about 5.",
+        (("logits/abs_p50", "median", 0), ("logits/abs_p90", "90 %", 1), ("logits/abs_max", "largest", 2)),
+    ),
+    Panel(
+        "Implicit accuracy by noise",
+        "By quarter of the noise schedule; where the preference is learnt.",
+        tuple(
+            (f"implicit_accuracy_by_timestep/{quarter}_of_4", name, quarter)
+            for quarter, name in enumerate(("least noise", "second", "third", "most noise"))
+        ),
+        0.5,
+    ),
+    Panel(
+        "Divergence of the reference",
+        "How much worse than the initial model it would denoise winners; above the limit it stops following.",
+        (("reference_divergence", "divergence", 0),),
+    ),
+    Panel(
         "Score of the rollouts",
         "Mean score of the candidates; it should rise. Held-out scorers say whether that is more than hacking.",
         (("rollout/score_mean", "mean score", 0),),

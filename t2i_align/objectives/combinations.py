@@ -1,0 +1,81 @@
+"""Which choices contradict each other, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from t2i_align.errors import UserError
+from t2i_align.objectives.anchors import NoAnchor
+from t2i_align.objectives.logits import LOGITS
+from t2i_align.objectives.logits.pairwise import Reversed
+from t2i_align.objectives.references import NoReference
+
+OF_THE_LOSER = frozenset({"margins", "scores", "frequencies", "difficulty"})
+
+
+def check_combination(slots: Mapping[str, Any], needs: frozenset[str] = frozenset()) -> None:
+    """Raise UserError with the reason when choices contradict each other."""
+    logit, link = slots["logit"], slots["link"]
+    names = {slot: choice.model_dump()["name"] for slot, choice in slots.items()}
+    lacking = link.asks - logit.provides
+    if lacking:
+        able = [name for name, choice in LOGITS.items() if link.asks <= choice.provides]
+        raise UserError(
+            f"link {names['link']!r} needs from the logit: {', '.join(sorted(lacking))}; "
+            f"logit {names['logit']!r} does not give it",
+            found=f"logit: {names['logit']}, link: {names['link']}",
+            fix=f"with this link use logit: {' or '.join(able)}",
+        )
+    has_reference = not isinstance(slots["reference"], NoReference)
+    if logit.needs_reference and not has_reference:
+        raise UserError(
+            f"logit {names['logit']!r} compares with a reference, and reference is none",
+            found="reference: none",
+            fix="leave reference out, or use logit: reference_free",
+        )
+    if has_reference and not logit.needs_reference:
+        raise UserError(
+            f"logit {names['logit']!r} has no use for a reference",
+            found=f"reference: {names['reference']}",
+            fix="leave reference out",
+        )
+    if logit.input_layout not in slots["weight"].layouts:
+        raise UserError(
+            f"weight {names['weight']!r} is not defined on the input of logit {names['logit']!r}",
+            found=f"layout: {logit.input_layout}",
+            fix="use weight: none, or another logit",
+        )
+    if logit.input_layout == "single" and isinstance(slots["anchor"], NoAnchor):
+        raise UserError("nothing is trained: no preference term and no anchor", fix="use anchor: winner, or a logit")
+    _check_latents(slots, names)
+    if "captions" in needs and logit.input_layout == "single":
+        raise UserError(
+            "a caption per picture says nothing where only winners are trained",
+            found=f"logit: {names['logit']}",
+            fix="use a logit that compares, such as full, or the preset sft",
+        )
+    if isinstance(logit, Reversed) and not isinstance(slots["anchor"], NoAnchor):
+        raise UserError(
+            "logit 'reversed' pushes winners away, and the anchor pulls them back",
+            found=f"anchor: {names['anchor']}",
+            fix="use anchor: none, or logit: full",
+        )
+
+
+def _check_latents(slots: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    latents, logit = slots["latents"], slots["logit"]
+    if logit.input_layout not in latents.layouts:
+        raise UserError(
+            f"latents {names['latents']!r} are not defined on the input of logit {names['logit']!r}",
+            found=f"layout {logit.input_layout}; defined on {', '.join(sorted(latents.layouts))}",
+            fix="use latents: shared_noise, or another logit",
+        )
+    read = set().union(*(slots[slot].needs for slot in ("logit", "link", "weight"))) & OF_THE_LOSER
+    if latents.replaces_loser and read:
+        raise UserError(
+            f"latents {names['latents']!r} put the model's own samples in the losers' place, so what the data say "
+            "about the losers has no meaning",
+            found=f"{', '.join(sorted(read))} would be read",
+            fix="use weight: none and a logit without margins, or latents: shared_noise",
+        )

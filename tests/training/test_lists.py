@@ -1,0 +1,131 @@
+"""Objectives on lists, groups and per-pair columns: whole runs from plain settings, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from t2i_align.config.loading import load_config
+from t2i_align.errors import UserError
+from t2i_align.training.metrics import read_metrics
+from t2i_align.training.run import train
+
+from .runs import picture, run_config, write_pairs
+
+LOG2 = 0.6931472
+GAIN = 1 / torch.log(torch.tensor(2.0)).item() - 1 / torch.log(torch.tensor(3.0)).item()  # of the first two ranks
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs") / "train.parquet")
+
+
+@pytest.fixture(scope="module")
+def scored(pairs: Path) -> Path:
+    """The same pairs with a score of every picture, the preferred one's higher."""
+    table = pq.read_table(pairs)
+    labels = table["label_0"].to_pylist()
+    better = [0.5 + 0.04 * index for index in range(len(labels))]
+    scores = [[high if label else 0.3 for high, label in zip(better, labels, strict=True)],
+              [0.3 if label else high for high, label in zip(better, labels, strict=True)]]  # fmt: skip
+    for side, values in enumerate(scores):
+        table = table.append_column(f"score_{side}", pa.array(values))
+    path = pairs.with_name("scored.parquet")
+    pq.write_table(table, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six prompts with four pictures each; the last with five."""
+    folder = tmp_path_factory.mktemp("lists")
+    rows = []
+    for index in range(6):
+        names = [f"{index}-{place}.png" for place in range(5 if index == 5 else 4)]
+        for place, name in enumerate(names):
+            (folder / name).write_bytes(picture(10 * index + place))
+        rows.append({"prompt": f"prompt {index}", "images": names, "ranks": [2, 1, 3, 3, 5][: len(names)]})
+    path = folder / "lists.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
+
+
+def start(model: Path, source: Path, folder: Path, objective: dict, **data: Any) -> list[float]:
+    """Losses of a run of two steps."""
+    sections = {"data": data, "training": {"max_train_steps": 2, "train_batch_size": 3}}
+    config = run_config(model, source, folder / "run", **sections)
+    train(config.model_copy(update={"objective": type(config.objective).model_validate(objective)}))
+    return losses(folder / "run")
+
+
+def test_rankdpo_takes_pairs_as_lists_of_two(tiny_sd: Path, pairs: Path, tmp_path: Path) -> None:
+    first, second = start(tiny_sd, pairs, tmp_path, {"preset": "rankdpo"})
+    assert first == pytest.approx(GAIN * LOG2, rel=1e-5) and second != first
+
+
+def test_rankdpo_on_ranked_lists(tiny_sd: Path, lists: Path, tmp_path: Path) -> None:
+    objective = {"preset": "rankdpo", "timestep": {"weighting": "min_snr"}}
+    first, second = start(tiny_sd, lists, tmp_path, objective, list_size=4)
+    row = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
+    assert first > 0 and second != first and row["rewards/margins"] == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(("preset", "value"), [("mdpo", LOG2), ("mipo", 0.25)])
+def test_groups_of_a_ranked_list(tiny_sdxl: Path, lists: Path, tmp_path: Path, preset: str, value: float) -> None:
+    first, second = start(tiny_sdxl, lists, tmp_path, {"preset": preset}, list_size=4, heldout_fraction=0.3)
+    assert first == pytest.approx(value, abs=1e-5) and second != first
+    assert any("heldout/implicit_accuracy" in row for row in read_metrics(tmp_path / "run" / "metrics.jsonl"))
+
+
+@pytest.mark.parametrize("preset", ["gapo", "video_dpo_weight", "curriculum", "madpo", "modpo"])
+def test_objectives_that_read_rewards(tiny_sd: Path, scored: Path, tmp_path: Path, preset: str) -> None:
+    first, second = start(tiny_sd, scored, tmp_path, {"preset": preset})
+    assert first >= 0 and torch.isfinite(torch.tensor([first, second])).all()
+
+
+@pytest.mark.parametrize(
+    ("objective", "data", "says"),
+    [
+        ({"preset": "gapo"}, {}, "reads the score of every picture"),
+        ({"preset": "curriculum"}, {}, "neither margins nor scores"),
+        ({"preset": "madpo"}, {}, "neither margins nor scores"),
+        ({"preset": "mdpo"}, {}, "set data.list_size"),
+        ({"preset": "mdpo"}, {"list_size": 4}, "no list of 4 pictures"),
+        ({"preset": "mdpo"}, {"list_size": 3}, "as many winners as losers"),
+        ({"preset": "rankdpo"}, {"list_size": 3}, "lists of two"),
+    ],
+)
+def test_data_without_what_is_read_fail_before_training(
+    tiny_sd: Path, pairs: Path, tmp_path: Path, objective: dict, data: dict, says: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        start(tiny_sd, pairs, tmp_path, objective, **data)
+    assert says in str(caught.value) and caught.value.fix
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_lists_of_several_lengths_need_a_size(tiny_sd: Path, lists: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="one length"):
+        start(tiny_sd, lists, tmp_path, {"preset": "rankdpo"})
+
+
+def test_a_list_size_that_nothing_reads_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "output_dir: out\nmodel: {pretrained_model_name_or_path: m}\nobjective: {preset: dpo}\n"
+        "data: {source: pairs.parquet, resolution: 64, list_size: 4}\n"
+        "training: {max_train_steps: 1, learning_rate: 1.0e-5}\n"
+    )
+    with pytest.raises(UserError, match="compares single pictures"):
+        load_config(file, [])
