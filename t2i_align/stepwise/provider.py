@@ -131,7 +131,9 @@ class RolloutProvider:
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, of all processes, as CPU tensors; every process must call it."""
         mine = {name: value.cpu().contiguous() for name, value in self._pending.tensors().items()}
+        mine["passes"] = self._counter.tensor()
         everyone = gather_object([mine]) if self._accelerator.num_processes > 1 else [mine]
+        passes = torch.stack([one.pop("passes") for one in everyone])
         state = {
             f"pending.{rank}.{name}": value for rank, pairs in enumerate(everyone) for name, value in pairs.items()
         }
@@ -139,7 +141,7 @@ class RolloutProvider:
             **state,
             "round": torch.tensor([self._round]),
             "steps": torch.tensor([self._steps]),
-            "passes": self._counters(),
+            "passes": passes,
             "seconds": torch.tensor([self._seconds], dtype=torch.float64),
         }
 
@@ -164,13 +166,6 @@ class RolloutProvider:
             self._counter.restore(everything[mine])
         else:
             self._counter.restore(everything.sum(0) if mine == 0 else torch.zeros_like(everything[0]))
-
-    def _counters(self) -> Tensor:
-        """Pass counts of every process, ``[processes, 5]``."""
-        mine = self._counter.tensor().unsqueeze(0)
-        if self._accelerator.num_processes == 1:
-            return mine
-        return torch.cat(gather_object([mine]))
 
     def close(self) -> None:
         """Nothing to stop."""

@@ -93,7 +93,7 @@ def test_a_process_without_pairs_goes_along(tiny_sd, monkeypatch):
 def test_waiting_pairs_survive_a_change_of_processes(tiny_sd, monkeypatch):
     runs = processes(tiny_sd, 2, monkeypatch, train_batch_size=2)
     pools = sample(runs)
-    everyone = [pool.tensors() for pool in pools]
+    everyone = [{**pool.tensors(), "passes": run.parts.counter.tensor()} for run, pool in zip(runs, pools, strict=True)]
     monkeypatch.setattr(provider_module, "gather_object", lambda mine: everyone)
     state = runs[0].parts.provider.state()
     same = processes(tiny_sd, 2, monkeypatch, train_batch_size=2)

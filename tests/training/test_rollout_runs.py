@@ -119,5 +119,7 @@ def test_two_processes_equal_one_with_twice_the_prompts(tiny_sdxl, pairs, tmp_pa
         run["rollout"] = {**ROLLOUT, "prompts_per_rollout": prompts}
         finish(launch(run, tmp_path / f"{name}-launch", processes=processes))
     for single, double in zip(steps_of(tmp_path / "one"), steps_of(tmp_path / "two"), strict=True):
-        for key in ("loss", "rollout/acceptance", "rollout/pairs", "rollout/accepted_pairs", "passes/unet_backward"):
+        for key in ("loss", "rollout/acceptance", "rollout/pairs", "rollout/accepted_pairs"):
             assert double[key] == pytest.approx(single[key], rel=1e-4, abs=1e-6), key
+        # A process with fewer pairs fills up with rows of weight 0, which cost passes.
+        assert double["passes/unet_backward"] >= single["passes/unet_backward"]
