@@ -32,6 +32,11 @@ BACKBONES: dict[str, type[Backbone]] = {
 }
 
 
+def weight_dtype(mixed_precision: str) -> torch.dtype:
+    """Storage type of frozen weights under ``training.mixed_precision``; what is trained is always float32."""
+    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
+
+
 def load_backbone(
     config: ModelConfig,
     device: torch.device | str,

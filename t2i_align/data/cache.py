@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from t2i_align.backbones import Backbone
 
 SHARD_PAIRS = 256
-# Encodings must be those of the run, whose frozen weights are stored in the precision it computes in.
-WEIGHT_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class CachedReader:
@@ -167,11 +165,12 @@ def run(config: RunConfig, progress: Progress | None = None) -> CacheReport:
     Raises:
         UserError: ``data.cache_dir`` is not set; see `build_cache`.
     """
-    from t2i_align.backbones import load_backbone
+    from t2i_align.backbones.loading import load_backbone, weight_dtype
 
     _cache_dir(config.data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backbone = load_backbone(config.model, device, WEIGHT_DTYPES[config.training.mixed_precision], encoders_only=True)
+    dtype = weight_dtype(config.training.mixed_precision)  # encodings must be those of the run
+    backbone = load_backbone(config.model, device, dtype, encoders_only=True)
     return build_cache(config.data, backbone, progress=progress)
 
 

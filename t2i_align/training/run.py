@@ -15,6 +15,7 @@ from accelerate.utils import set_seed
 
 from t2i_align import objectives
 from t2i_align.backbones import Backbone, load_backbone, trainable_state
+from t2i_align.backbones.loading import weight_dtype
 from t2i_align.backbones.modes import evaluating
 from t2i_align.config.loading import save_resolved
 from t2i_align.config.schema import RunConfig
@@ -78,7 +79,7 @@ def train(config: RunConfig) -> TrainResult:
     backbone = load_backbone(
         config.model,
         accelerator.device,
-        weight_dtype(config),
+        weight_dtype(config.training.mixed_precision),
         needs_reference=objective.needs_reference,
         needs_features=objective.error.needs_features,
     )
@@ -95,11 +96,6 @@ def train(config: RunConfig) -> TrainResult:
     return TrainResult(
         output_dir, export_dir, run.loop.finished_steps, run.loop.train_seconds, time.perf_counter() - started
     )
-
-
-def weight_dtype(config: RunConfig) -> torch.dtype:
-    """Storage type of frozen weights; what is trained is always float32."""
-    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.training.mixed_precision]
 
 
 def _accelerator(config: RunConfig) -> Accelerator:

@@ -272,7 +272,7 @@ class TestStore:
 
 
 def test_run_loads_the_model_without_its_denoiser(pairs: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from t2i_align import backbones
+    from t2i_align.backbones import loading
     from t2i_align.data import cache
 
     asked: list[SimpleNamespace] = []
@@ -283,7 +283,7 @@ def test_run_loads_the_model_without_its_denoiser(pairs: Path, folder: Path, mon
         backbone.unet = None
         return backbone
 
-    monkeypatch.setitem(vars(backbones), "load_backbone", load)  # it is imported when asked for: not needed here
+    monkeypatch.setattr(loading, "load_backbone", load)
     assert cache.run(run_config(pairs, cache_dir=str(folder))).pairs == 6
     assert asked == [SimpleNamespace(dtype=torch.float32, options={"encoders_only": True})]
 
