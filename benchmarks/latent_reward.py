@@ -27,7 +27,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--lrm", default="shapes:lrm", help="folder of the latent reward model")
-    parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("--draws", type=int, default=2, help="noises per pair")
+    parser.add_argument(
+        "--judge", action="append", help="pixel judge, as in --scorer; default: oracle and pickscore=shapes:pickscore"
+    )
     arguments = parser.parse_args()
     config = noisy.NoisyRewardConfig.model_validate(
         {
@@ -48,9 +51,10 @@ def main() -> None:
     tower = TextTower(backbone.text_encoders, backbone.tokenizers)
     model = LatentRewardModel.load(resolved(arguments.lrm), tower)
     predict = predictor(backbone, GUIDANCE, config.data.resolution)
+    scorers = [load_scorer(word) for word in arguments.judge or ("oracle", "pickscore=shapes:pickscore")]
     judges = {
-        "PickScore head on predicted pictures": PictureJudge(load_scorer("pickscore=shapes:pickscore")),
-        "oracle on predicted pictures": FileJudge(load_scorer("oracle")),
+        f"{scorer.name} on predicted pictures": (FileJudge if scorer.name == "oracle" else PictureJudge)(scorer)
+        for scorer in scorers
     }
 
     def measured(score) -> dict[int, float]:

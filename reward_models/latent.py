@@ -14,7 +14,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -27,6 +27,7 @@ from reward_models.latent_space import LatentSpace
 from reward_models.latent_text import TextConditioning, TextTower
 from reward_models.latent_trunk import LatentTrunk, enhance
 from reward_models.loading import fit_state_dict, read_json, read_state_dict
+from reward_models.quantised import quantise, restore
 
 __all__ = ["LatentRewardConfig", "LatentRewardModel", "LatentSpace", "TextConditioning", "TextTower"]
 _CACHED_PROMPTS = 512
@@ -122,22 +123,23 @@ class LatentRewardModel(nn.Module):
 
     def load_weights(self, path: Path, dtype: torch.dtype = torch.float32) -> None:
         """Take ``unet.*`` (in ``dtype``) and the heads (in float32) from a safetensors file."""
-        state, prefix = read_state_dict(path), "unet."
+        state, prefix = restore(read_state_dict(path)), "unet."
         unet = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         self.trunk.load_unet(unet, path, dtype)
         heads = {name: value for name, value in state.items() if not name.startswith(prefix)}
         fit_state_dict(self.heads, heads, path, torch.float32)
 
-    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+    def save(self, folder: str | Path, dtype: torch.dtype | Literal["int8"] = torch.float32) -> Path:
         """Write ``config.json``, ``model.safetensors`` and, unless they are the base's, the text encoders.
 
         Args:
             folder: created if needed.
-            dtype: of the stored UNet blocks.
+            dtype: of the stored UNet blocks; int8 keeps one scale per row.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {f"unet.{name}": value.to(dtype) for name, value in self.trunk.unet.state_dict().items()}
+        unet = {f"unet.{name}": value for name, value in self.trunk.unet.state_dict().items()}
+        state = quantise(unet) if dtype == "int8" else {name: value.to(dtype) for name, value in unet.items()}
         state |= {name: value.float() for name, value in self.heads.state_dict().items()}
         cpu = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         save_file(cpu, folder / "model.safetensors")

@@ -94,13 +94,17 @@ class NoisyRewardConfig(Section):
     spm: SpmConfig = Field(default_factory=SpmConfig)
     training: TrainingSection = Field(default_factory=TrainingSection)
     validation: ValidationSection = Field(default_factory=ValidationSection)
-    save_dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="of the saved network")
+    save_dtype: Literal["float32", "float16", "bfloat16", "int8"] = Field(
+        "float32", description="of the saved network; int8 (lrm only) keeps one scale per row"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> NoisyRewardConfig:
         other = "spm" if self.scorer == "lrm" else "lrm"
         if other in self.model_fields_set:
             raise ValueError(f"scorer {self.scorer} does not read the section {other}; remove it")
+        if self.scorer == "spm" and self.save_dtype == "int8":
+            raise ValueError("save_dtype: int8 is for scorer lrm; use float16")
         if self.scorer == "lrm" and self.lrm.text_encoders == "base" and self.training.train_text_encoders:
             raise ValueError("text_encoders: base are never trained; set training.train_text_encoders: false")
         return self

@@ -39,17 +39,17 @@ def run(config: NoisyRewardConfig, output_dir: Path, log: Log) -> tuple[Path, di
     backbone = load_base(config)
     train, heldout = load_pairs(config.data, config.seed, backbone)
     state = Checkpoint(output_dir / "state.pt", config.training.checkpointing_steps)
-    folder, dtype = output_dir / "model", torch_dtype(config.save_dtype)
+    folder = output_dir / "model"
     if config.scorer == "lrm":
         model = new_lrm(config, backbone)
         train_latent_reward(model, train, backbone.alphas_cumprod, settings(config), log, state)
-        model.save(folder, dtype)
+        model.save(folder, "int8" if config.save_dtype == "int8" else torch_dtype(config.save_dtype))
         score: Score = model.score
     else:
         predict = predictor(backbone, config.spm.guidance_scale, config.data.resolution)
         judge = new_spm(config, backbone)
         train_step_aware(judge, train, predict, backbone.alphas_cumprod, settings(config), log, state)
-        judge.save(folder, dtype)
+        judge.save(folder, torch_dtype(config.save_dtype))
 
         def score(latents: Tensor, timesteps: Tensor, prompts: Sequence[str]) -> Tensor:
             return judge.score(predict(latents, timesteps, prompts), timesteps, prompts)

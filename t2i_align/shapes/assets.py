@@ -15,6 +15,7 @@ ADDRESSES = {
     "shapes:pairs": DATA / "pairs" / "train.parquet",
     "shapes:pairs/heldout": DATA / "pairs" / "heldout.parquet",
     **{f"shapes:{name}": DATA / "rewards" / name for name in HEADS},
+    "shapes:lrm": DATA / "rewards" / "lrm",
 }
 
 
@@ -39,6 +40,13 @@ def head_path(name: str) -> Path:
     return path
 
 
+def latent_reward_path() -> Path:
+    """Folder of the latent reward model, the judge of noisy latents; `LatentRewardModel.load` reads it."""
+    path = ADDRESSES["shapes:lrm"]
+    _require(path / "model.safetensors", "t2i-align rewards train configs/shapes/lrm.yaml")
+    return path
+
+
 def prompts(split: str = "heldout") -> list[str]:
     """The prompts of `split`, train or heldout; the two have none in common."""
     path = DATA / "prompts" / f"{_checked(split)}.txt"
@@ -52,6 +60,8 @@ def resolve(address: str) -> Path:
         return base_model_path()
     if address == "shapes:tokenizer":
         return base_model_path() / "tokenizer"
+    if address == "shapes:lrm":
+        return latent_reward_path()
     if address in ADDRESSES:
         name = address.removeprefix("shapes:")
         if name in HEADS:

@@ -102,3 +102,22 @@ def test_another_run_in_the_folder_is_refused(settings, write, tmp_path):
     (tmp_path / "run/config.yaml").write_text("scorer: lrm\n")
     result = run(write(settings))
     assert result.exit_code == 2 and "other settings" in result.output
+
+
+@torch.no_grad()
+def test_the_packaged_model_reads_the_latents_of_the_packaged_base():
+    from reward_models.latent import LatentSpace
+    from t2i_align.rewards.noisy import NoisyRewardConfig
+    from t2i_align.rewards.noisy_run import load_base
+    from t2i_align.shapes.assets import resolve
+
+    data = {"source": "shapes:pairs", "resolution": 64}
+    values = {"scorer": "lrm", "output_dir": "unused", "model": {"pretrained_model_name_or_path": "shapes:base"}}
+    backbone = load_base(NoisyRewardConfig.model_validate({**values, "data": data}))
+    folder = resolve("shapes:lrm")
+    model = LatentRewardModel.load(folder, resolve("shapes:base"))
+    ours = LatentSpace.measure(backbone.encode_image, backbone.alphas_cumprod)
+    assert model.config.latent_space is not None and model.config.latent_space.difference(ours) is None
+    scores = model.score(torch.zeros(2, 4, 16, 16), torch.tensor([1, 901]), ["a red circle"] * 2)
+    assert scores.isfinite().all() and scores[0] != scores[1]
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 2**20
