@@ -1,6 +1,6 @@
 """Judges of noisy latents by timestep: the packaged latent reward model against pixel judges on predicted pictures.
 
-    python benchmarks/latent_reward.py runs/latent-reward
+python benchmarks/latent_reward.py runs/latent-reward
 """
 
 from __future__ import annotations
