@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from t2i_align import __version__
-from t2i_align.commands import config, data, demo, evaluate, export, objectives, rewards, score, shapes, train
+from t2i_align.commands import config, data, demo, evaluate, export, objectives, rewards, score, shapes, study, train
 from t2i_align.commands.common import is_main_process
 from t2i_align.errors import UserError
 
@@ -86,6 +86,7 @@ app.command()(train.train)
 app.command()(evaluate.generate)
 app.command()(evaluate.evaluate)
 app.command()(score.score)
+app.command()(study.study)
 app.command()(export.export)
 app.command()(demo.demo)
 app.add_typer(data.app, name="data")

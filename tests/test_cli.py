@@ -35,6 +35,7 @@ COMMANDS = [
     "shapes pairs",
     "shapes render",
     "score",
+    "study",
     "rewards train",
     "rewards label",
     "rewards filter",

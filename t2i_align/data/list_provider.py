@@ -59,6 +59,8 @@ class ListProvider(PairProvider):
         if self._lists.left_out and rank == 0:
             logger.info("%d lists of fewer than %d pictures are left out", self._lists.left_out, self._lists.size)
 
+    items = "lists"
+
     @property
     def num_pairs(self) -> int:
         """Number of lists: what a pass over the data counts here."""

@@ -14,7 +14,8 @@ from t2i_align.shapes.world import caption_of, parse_caption
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NOISY = [path for path in sorted(CONFIGS.glob("*/*.yaml")) if path.stem in ("lrm", "spm")]  # t2i-align rewards train
-OTHER_SCHEMAS = {CONFIGS / "shapes" / "pretrain.yaml", *NOISY}  # pretrain.yaml: read by t2i_align.shapes.pretrain
+OWN_READERS = ("pretrain", "study")  # t2i_align.shapes.pretrain and t2i_align.study.config
+OTHER_SCHEMAS = {*(CONFIGS / "shapes" / f"{stem}.yaml" for stem in OWN_READERS), *NOISY}
 RECIPES = sorted(set(CONFIGS.glob("*/*.yaml")) - set(CONFIGS.glob("base/*.yaml")) - OTHER_SCHEMAS)
 HEADINGS = ("For:", "Launch:", "Memory:", "Result:", "Else:")
 

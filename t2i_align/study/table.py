@@ -1,0 +1,199 @@
+"""The study's table: markdown to read, parquet and JSON to compute with, and a plot of the intervals."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field, fields
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from t2i_align.evaluation.statistics import Estimate
+from t2i_align.study.config import StudyConfig
+
+ROWS_FILE, MARKDOWN_FILE, PARQUET_FILE, PLOT_FILE = "table.json", "table.md", "table.parquet", "table.png"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method.
+
+    Attributes:
+        name, preset, kind, judged_as, note: see `study.config.Method`.
+        learning_rate, beta, tuned_over: chosen, out of so many combinations.
+        seeds: trainings.
+        win_rate: against the base, paired by prompt and noise, all seeds pooled; interval over prompts.
+        seed_win_rates: of each training.
+        score, base_score: mean score of the judge; dimensions: mean difference to the base by dimension.
+        heldout_accuracy, d_winner: held-out implicit accuracy and d_w at the end, mean over seeds.
+        train_seconds: per training.
+        reads: what of the data beyond labels.
+        failure: why there are no numbers.
+    """
+
+    name: str
+    preset: str
+    kind: str
+    judged_as: str = "model"
+    note: str = ""
+    learning_rate: float | None = None
+    beta: float | None = None
+    tuned_over: int = 1
+    seeds: int = 0
+    win_rate: Estimate | None = None
+    seed_win_rates: tuple[float, ...] = ()
+    score: float | None = None
+    base_score: float | None = None
+    dimensions: dict[str, float] = field(default_factory=dict)
+    heldout_accuracy: float | None = None
+    d_winner: float | None = None
+    train_seconds: float | None = None
+    reads: tuple[str, ...] = ()
+    failure: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says."""
+        if self.win_rate is None:
+            return f"failed: {self.failure}"
+        if self.win_rate.low > 0.5:
+            return "better than the base" if self.kind == "method" else "better than the base (control)"
+        return "worse than the base" if self.win_rate.high < 0.5 else "no difference shown"
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Row:
+        """From JSON."""
+        values = {name: values[name] for name in (f.name for f in fields(cls)) if name in values}
+        if values.get("win_rate") is not None:
+            values["win_rate"] = Estimate(**values["win_rate"])
+        tuples = {name: tuple(values.get(name, ())) for name in ("seed_win_rates", "reads")}
+        return cls(**{**values, **tuples})
+
+
+class Table:
+    """Rows by name; those of earlier launches are kept.
+
+    Args:
+        folder: of the study.
+        study: for the caption.
+        command: what was typed.
+    """
+
+    def __init__(self, folder: Path, study: StudyConfig, command: str) -> None:
+        self._folder, self._study, self._command = folder, study, command
+        self.rows: dict[str, Row] = {}
+        path = folder / ROWS_FILE
+        if path.is_file():
+            described = json.loads(path.read_text(encoding="utf-8"))
+            self.rows = {values["name"]: Row.read(values) for values in described["rows"]}
+
+    def add(self, row: Row) -> None:
+        """Put in or replace a row."""
+        self.rows[row.name] = row
+
+    @property
+    def ordered(self) -> list[Row]:
+        """Methods by win rate, then controls, then what failed."""
+
+        def place(row: Row) -> tuple:
+            return (row.win_rate is None, row.kind != "method", -(row.win_rate.value if row.win_rate else 0.0))
+
+        return sorted(self.rows.values(), key=place)
+
+    def write(self) -> None:
+        """Write all files; each whole or not at all."""
+        described = {"caption": self.caption(), "rows": [asdict(row) for row in self.ordered]}
+        self._replace(ROWS_FILE, json.dumps(described, indent=1) + "\n")
+        self._replace(MARKDOWN_FILE, self.markdown())
+        self._write_parquet()
+        from t2i_align.study.plot import draw
+
+        draw(self.ordered, self._folder / PLOT_FILE)
+
+    def caption(self) -> dict[str, Any]:
+        """When, where and how the table was made."""
+        training = self._study.run.get("training", {})
+        judging = self._study.judging
+        return {
+            "date": date.today().isoformat(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
+            "command": self._command,
+            "steps": training.get("max_train_steps"),
+            "batch": training.get("train_batch_size", 4) * training.get("gradient_accumulation_steps", 1),
+            "pairs": str(self._study.run["data"]["source"]),
+            "seeds": list(self._study.seeds),
+            "judge": judging.scorer,
+            "prompts": judging.num_prompts,
+        }
+
+    def markdown(self) -> str:
+        """The table as a page of its own."""
+        caption = self.caption()
+        head = (
+            "| method | lr | beta | win rate against the base [95 %] | by seed | score | held-out accuracy "
+            "| held-out d_w | s / run | reads | verdict |"
+        )
+        lines = [head, "|" + " --- |" * 11, *(_line(row) for row in self.ordered)]
+        base = next((row.base_score for row in self.ordered if row.base_score is not None), None)
+        notes = [f"- `{row.name}`: {row.note}" for row in self.ordered if row.note]
+        words = (
+            f"{caption['date']}, {caption['machine']}. `{caption['command']}`. Every run: {caption['steps']} steps of "
+            f"{caption['batch']} pairs or lists of {caption['pairs']}, seeds {', '.join(map(str, caption['seeds']))}. "
+            f"Judged by {caption['judge']} on {caption['prompts']} held-out prompts, against the base on the same noise"
+            + ("" if base is None else f" (its mean score: {base:.3f})")
+            + ". Rates and betas in bold were chosen on prompts of the training pairs. Intervals are over prompts, "
+            "seeds pooled. What a method reads beyond labels is the judge's own score."
+        )
+        return "\n".join(["# Method table", "", words, "", *lines, "", *notes]).rstrip() + "\n"
+
+    def _write_parquet(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        flat = []
+        for row in self.ordered:
+            values = asdict(row)
+            rate = values.pop("win_rate") or {}
+            dimensions = values.pop("dimensions")
+            values |= {"win_rate": rate.get("value"), "low": rate.get("low"), "high": rate.get("high")}
+            values |= {"dimensions": json.dumps(dimensions), "reads": ", ".join(row.reads)}
+            values |= {"seed_win_rates": list(row.seed_win_rates), "verdict": row.verdict}
+            flat.append(values)
+        temporary = self._folder / f"{PARQUET_FILE}.writing"
+        pq.write_table(pa.Table.from_pylist(flat), temporary)
+        os.replace(temporary, self._folder / PARQUET_FILE)
+
+    def _replace(self, name: str, text: str) -> None:
+        temporary = self._folder / f"{name}.writing"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self._folder / name)
+
+
+def _line(row: Row) -> str:
+    name = f"`{row.name}`" + (" (control)" if row.kind == "control" else "")
+    name += " as negative model" if row.judged_as == "negative" else ""
+    if row.win_rate is None:
+        return f"| {name} |" + " |" * 9 + f" {row.verdict} |"
+    rate = row.win_rate
+    bold = "**" if row.tuned_over > 1 else ""
+    beta = "preset's" if row.beta is None else f"{bold}{row.beta:g}{bold}"
+    cells = [
+        name,
+        bold + _number(row.learning_rate, "g") + bold,
+        beta,
+        f"{rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}]",
+        ", ".join(f"{value:.2f}" for value in row.seed_win_rates),
+        _number(row.score, ".3f"),
+        _number(row.heldout_accuracy, ".3f"),
+        _number(row.d_winner, ".1e"),
+        _number(row.train_seconds, ".0f"),
+        ", ".join(row.reads) or "labels",
+        row.verdict,
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
