@@ -1,0 +1,66 @@
+"""Which user the rows of a batch belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2i_align.errors import UserError
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a UNet call is conditioned on besides its text.
+
+    Attributes:
+        tokens: ``[R, M, W]``, one row per prompt, or one for all.
+        scale: of the user's half of attention; 0 is the base.
+        guided: whether a call holds the unconditional half first, as diffusers pipelines with guidance do.
+        negative: ``[M, W]`` tokens of the unconditional half; None is the null user.
+        ratio: user guidance; 1 is the plain conditional prediction, see `UserAdapter.condition`.
+    """
+
+    tokens: Tensor
+    scale: float = 1.0
+    guided: Callable[[], bool] = lambda: False
+    negative: Tensor | None = None
+    ratio: Callable[[], float] = lambda: 1.0
+
+    def rows(self, count: int) -> Tensor:
+        """``[count, M, W]`` for a call with `count` rows.
+
+        Raises:
+            UserError: a number of rows that the users cannot be spread over.
+        """
+        if not self.guided():
+            return _spread(self.tokens, count)
+        if count % 2:
+            raise UserError("A guided call has an even number of rows.", str(count), "say guided=False")
+        positive = _spread(self.tokens, count // 2)
+        negative = (
+            torch.zeros_like(positive) if self.negative is None else self.negative.to(positive).expand_as(positive)
+        )
+        return torch.cat([negative, positive])
+
+
+def _spread(tokens: Tensor, count: int) -> Tensor:
+    if count % len(tokens):
+        raise UserError(
+            "The users do not fit the batch.", f"{len(tokens)} users, {count} rows", "give one user, or one per prompt"
+        )
+    return tokens.repeat_interleave(count // len(tokens), dim=0)
+
+
+def last_rows(value: Any, rows: int, keep: int) -> Any:
+    """The last `keep` rows of every tensor with `rows` rows inside `value` (tensors, tuples, lists, dictionaries)."""
+    if isinstance(value, Tensor):
+        return value[-keep:] if value.ndim and len(value) == rows else value
+    if isinstance(value, dict):
+        return {name: last_rows(entry, rows, keep) for name, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(last_rows(entry, rows, keep) for entry in value)
+    return value

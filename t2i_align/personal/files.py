@@ -1,0 +1,90 @@
+"""A user adapter as a folder: ``personal_config.json`` and ``personal_weights.safetensors``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from t2i_align.errors import UserError
+from t2i_align.personal.adapter import UserAdapter
+from t2i_align.personal.config import NULL_USER, PersonalConfig
+
+CONFIG_FILE = "personal_config.json"
+WEIGHTS_FILE = "personal_weights.safetensors"
+ADAPTER, USER = "adapter.", "user."
+
+
+@dataclass(frozen=True)
+class SavedPersonal:
+    """Contents of a folder: an adapter that is in no UNet yet, and tokens ``[M, W]`` by user name."""
+
+    adapter: UserAdapter
+    users: dict[str, Tensor]
+
+
+def save_personal(
+    adapter: UserAdapter,
+    folder: str | Path,
+    users: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Write the adapter, and the tokens of named users if given; returns the folder.
+
+    Args:
+        adapter: trained.
+        folder: made if missing; files of an earlier adapter are replaced.
+        users: tokens ``[M, W]`` that `load_personal` will know by name.
+        dtype: of the stored weights.
+
+    Raises:
+        UserError: a user called null, or tokens of a wrong shape.
+    """
+    width = adapter.config.token_width
+    named = {**(users or {})}
+    for name, tokens in named.items():
+        if name == NULL_USER or tokens.ndim != 2 or tokens.shape[1] != width:
+            found = f"{name}: {list(tokens.shape)}, width {width}"
+            raise UserError(f"A saved user has tokens [M, W] and another name than '{NULL_USER}'.", found)
+    tensors = {ADAPTER + name: value for name, value in adapter.state_dict().items()}
+    tensors.update({USER + name: value for name, value in named.items()})
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    stored = {name: value.detach().to("cpu", dtype).contiguous().clone() for name, value in tensors.items()}
+    save_file(stored, target / WEIGHTS_FILE, metadata={"format": "pt"})
+    content = {**adapter.config.to_json(), "layers": adapter.channels()}
+    (target / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return target
+
+
+def read_personal(folder: str | Path) -> SavedPersonal:
+    """Read what `save_personal` wrote, in float32.
+
+    Raises:
+        UserError: no such folder, damaged files, or weights that do not fit the configuration.
+    """
+    source = Path(folder)
+    try:
+        content = json.loads((source / CONFIG_FILE).read_text(encoding="utf-8"))
+        tensors = {name: value.float() for name, value in load_file(source / WEIGHTS_FILE).items()}
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        raise UserError(
+            "There is no user adapter in this folder.", f"{source}: {error}", "give a folder that save_personal wrote"
+        ) from error
+    layers = content.pop("layers", None) if isinstance(content, dict) else None
+    if not isinstance(layers, dict):
+        raise UserError("This is not the configuration of a user adapter.", str(source / CONFIG_FILE))
+    adapter = UserAdapter(PersonalConfig.from_json(content, str(source)), layers)
+    weights = {name.removeprefix(ADAPTER): value for name, value in tensors.items() if name.startswith(ADAPTER)}
+    try:
+        adapter.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError("Weights and configuration of the user adapter do not fit.", f"{source}: {error}") from error
+    users = {name.removeprefix(USER): value for name, value in tensors.items() if name.startswith(USER)}
+    return SavedPersonal(adapter, users)
