@@ -46,6 +46,27 @@ class OracleScorer:
         return {name: np.asarray(scores[name], dtype=np.float64) for name in self.dimensions}
 
 
+class TasteScorer:
+    """A synthetic user of the embedded world, by number: ``taste:1000003``, or ``taste:1000003@1`` of population 1."""
+
+    dimensions: tuple[str, ...] = ("overall",)
+    version = "1"
+
+    def __init__(self, who: str) -> None:
+        from t2i_align.shapes.users import make_user
+
+        number, _, seed = who.partition("@")
+        if not number.isdigit() or not (seed or "0").isdigit():
+            raise UserError("A taste is that of a numbered user.", f"taste:{who}", "for example taste:1000003")
+        self._user, self.name = make_user(int(number), int(seed or 0)), f"taste:{who}"
+
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Mapping[str, np.ndarray]:
+        """See ``Scorer``; captions play no part."""
+        from t2i_align.shapes.users import taste_score
+
+        return {"overall": taste_score(self._user, list(images)).astype(np.float64)}
+
+
 class RewardModelScorer:
     """A scorer of ``reward_models``: one number per picture, called overall."""
 
@@ -65,14 +86,15 @@ class RewardModelScorer:
 
 BUILT_IN: dict[str, Callable[[], Scorer]] = {"oracle": OracleScorer}
 """Judges that are not reward models."""
+TASTE = "taste:"
 
 
 def open_scorer(spec: str | Scorer, device: str | None = None) -> Scorer:
     """A ready scorer from its name.
 
     Args:
-        spec: ``oracle``; a reward model's name, with a condition (``mps:aesthetic``) or weights of your own
-            (``name=checkpoint``); a .yaml file with one scorer; or a scorer.
+        spec: ``oracle``; ``taste:ID``, a user of the embedded world; a reward model's name, with a condition
+            (``mps:aesthetic``) or weights of your own (``name=checkpoint``); a .yaml file with one scorer; or a scorer.
         device: for reward models.
 
     Raises:
@@ -81,6 +103,8 @@ def open_scorer(spec: str | Scorer, device: str | None = None) -> Scorer:
     if not isinstance(spec, str):
         return spec
     name, _, checkpoint = spec.partition("=")
+    if spec.startswith(TASTE):
+        return TasteScorer(spec.removeprefix(TASTE))
     if name in BUILT_IN:
         if checkpoint:
             raise UserError(f"The scorer {name} takes no checkpoint.", spec, f"ask for {name} alone")

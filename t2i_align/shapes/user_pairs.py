@@ -1,0 +1,182 @@
+"""Preference pairs that the synthetic users answered, in the schema of Pick-a-Pic v2.
+
+The pictures are the base model's own, of captions that leave the tasted attributes open, and every pair of pictures is
+shown to many users: what is red to one and blue to another is the same picture. The users of `train.parquet` and
+those of `heldout.parquet` have nobody in common, nor have the captions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from diffusers import StableDiffusionXLPipeline
+from PIL import Image
+
+from ..errors import UserError
+from .assets import resolve
+from .pairs import MODEL_NAME, SCHEMA, START, encode_jpeg, preference, write_sheet
+from .sampling import load_pipeline, sample
+from .users import TASTES, User, open_prompts, picture_features, population, taste_from_features
+
+logger = logging.getLogger(__name__)
+
+TIE_MARGIN = 0.05  # of taste scores in [0, 1]: below it a user has no opinion
+USERS_FILE = "users.json"
+SEED_STEP = 10_000_000  # seeds of the pictures of one split
+
+
+@dataclass(frozen=True)
+class Shown:
+    """N pairs of pictures before anybody has judged them.
+
+    Attributes:
+        captions: N.
+        files: N pairs of encoded pictures.
+        uids: N pairs of ids.
+        features: `picture_features` of all 2 N pictures, first and second in turn.
+    """
+
+    captions: list[str]
+    files: list[tuple[bytes, bytes]]
+    uids: list[tuple[str, str]]
+    features: dict[str, np.ndarray]
+
+
+def run(
+    model: str | Path,
+    output_dir: str | Path,
+    *,
+    num_users: int = 100,
+    num_unseen: int = 20,
+    pairs_per_user: int = 40,
+    num_train: int = 600,
+    num_heldout: int = 200,
+    seed: int = 0,
+    tastes: Sequence[str] = ("colour", "brightness"),
+) -> Path:
+    """Sample, let the users choose, and write `pairs/{train,heldout}.parquet`, `prompts/*.txt` and `users.json`.
+
+    Args:
+        model: a pipeline folder or `shapes:base`.
+        output_dir: made if needed.
+        num_users: users of the training pairs.
+        num_unseen: users of the held-out pairs.
+        pairs_per_user: answers of each, to pairs drawn for them.
+        num_train, num_heldout: different pairs of pictures per split.
+        seed: of pictures, population and draws.
+        tastes: what the users care about.
+
+    Raises:
+        UserError: more answers per user than there are pairs, or an unknown taste.
+    """
+    _check(pairs_per_user, min(num_train, num_heldout), tastes)
+    folder = Path(output_dir)
+    pipeline = load_pipeline(resolve(str(model)) if str(model).startswith("shapes:") else model)
+    captions = _captions(num_train, num_heldout, seed, tastes)
+    crowds = population(num_users, num_unseen, seed, tastes)
+    for number, (split, prompts, users) in enumerate(zip(("train", "heldout"), captions, crowds, strict=True)):
+        (folder / "prompts").mkdir(parents=True, exist_ok=True)
+        (folder / "prompts" / f"{split}.txt").write_text("\n".join(dict.fromkeys(prompts)) + "\n", encoding="utf-8")
+        rows = answers(show(pipeline, prompts, seed, number), users, pairs_per_user, seed, number)
+        path = folder / "pairs" / f"{split}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, compression="zstd")
+        ties = sum(row["label_0"] == 0.5 for row in rows) / len(rows)
+        logger.info("%s: %d answers of %d users, %.1f %% ties", path, len(rows), len(users), 100 * ties)
+        write_sheet(rows, folder / "pairs" / f"{split}.png")
+    everyone = {"seed": seed, "tastes": list(tastes), **{name: _weights(crowd) for name, crowd in _named(crowds)}}
+    (folder / USERS_FILE).write_text(json.dumps(everyone, indent=1) + "\n", encoding="utf-8")
+    return folder
+
+
+def show(pipeline: StableDiffusionXLPipeline, captions: Sequence[str], seed: int, split_number: int = 0) -> Shown:
+    """Two samples per caption, as they are stored: after compression."""
+    first = (seed * 10 + 5 + split_number) * SEED_STEP  # splits 0 to 4 of a seed are those of `pairs`
+    seeds = [first + i for i in range(2 * len(captions))]
+    twice = [caption for caption in captions for _ in range(2)]
+    files = [encode_jpeg(image) for image in sample(pipeline, twice, seeds)]
+    uids = [hashlib.sha1(f"{s}/{caption}".encode()).hexdigest()[:16] for s, caption in zip(seeds, twice, strict=True)]
+    features = picture_features([Image.open(io.BytesIO(file)) for file in files])
+    return Shown(
+        list(captions),
+        list(zip(files[::2], files[1::2], strict=True)),
+        list(zip(uids[::2], uids[1::2], strict=True)),
+        features,
+    )
+
+
+def answers(
+    shown: Shown, users: Sequence[User], per_user: int, seed: int, split_number: int = 0, tie_margin: float = TIE_MARGIN
+) -> list[dict[str, Any]]:
+    """Rows: what each user says to `per_user` of the pairs, which are drawn for the user without repetition."""
+    rows = []
+    for user in users:
+        taste = taste_from_features(user, shown.features).reshape(-1, 2)
+        drawn = np.random.default_rng([seed, 6, split_number, user.user_id]).permutation(len(taste))[:per_user]
+        for pair in drawn.tolist():
+            label = preference(taste[pair, 0], taste[pair, 1], tie_margin)
+            rows.append(_row(shown, pair, user.user_id, label, len(rows), split_number))
+    per_prompt = Counter(row["caption"] for row in rows)
+    return [{**row, "num_example_per_prompt": per_prompt[row["caption"]]} for row in rows]
+
+
+def _row(shown: Shown, pair: int, user_id: int, label: float, number: int, split_number: int) -> dict[str, Any]:
+    uids, files = shown.uids[pair], shown.files[pair]
+    return {
+        "ranking_id": split_number * SEED_STEP + number,
+        "user_id": user_id,
+        "created_at": START + timedelta(minutes=number),
+        "caption": shown.captions[pair],
+        "image_0_uid": uids[0],
+        "image_1_uid": uids[1],
+        "jpg_0": files[0],
+        "jpg_1": files[1],
+        "model_0": MODEL_NAME,
+        "model_1": MODEL_NAME,
+        "best_image_uid": {1.0: uids[0], 0.0: uids[1]}.get(label, ""),
+        "label_0": label,
+        "label_1": 1.0 - label,
+        "are_different": files[0] != files[1],
+        "has_label": True,
+    }
+
+
+def _captions(num_train: int, num_heldout: int, seed: int, tastes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Captions per pair. Where the open attributes leave few captions, each is used for several pairs."""
+    pool = list(dict.fromkeys(open_prompts(20 * (num_train + num_heldout), seed, tastes)))
+    if len(pool) < 4:
+        raise UserError("Too few captions are left open.", f"tastes {', '.join(tastes)}", "name fewer tastes")
+    share = max(1, min(num_heldout, len(pool) // 4))
+    heldout, train = pool[:share], pool[share:]
+    return [train[i % len(train)] for i in range(num_train)], [heldout[i % share] for i in range(num_heldout)]
+
+
+def _check(pairs_per_user: int, available: int, tastes: Sequence[str]) -> None:
+    if pairs_per_user > available:
+        raise UserError(
+            "A user cannot answer more pairs than there are.",
+            f"{pairs_per_user} of {available}",
+            "raise --num-train and --num-heldout, or lower --pairs-per-user",
+        )
+    if unknown := sorted(set(tastes) - set(TASTES)):
+        raise UserError("Unknown taste.", ", ".join(unknown), f"of {', '.join(TASTES)}")
+
+
+def _named(crowds: tuple[list[User], list[User]]) -> list[tuple[str, list[User]]]:
+    return list(zip(("train", "unseen"), crowds, strict=True))
+
+
+def _weights(users: Sequence[User]) -> dict[str, dict[str, float]]:
+    return {str(user.user_id): user.weights for user in users}
