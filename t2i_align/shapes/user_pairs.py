@@ -121,7 +121,7 @@ def answers(
     shown: Shown, users: Sequence[User], per_user: int, seed: int, split_number: int = 0, tie_margin: float = TIE_MARGIN
 ) -> list[dict[str, Any]]:
     """Rows: what each user says to `per_user` of the pairs, which are drawn for the user without repetition."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for user in users:
         taste = taste_from_features(user, shown.features).reshape(-1, 2)
         drawn = np.random.default_rng([seed, 6, split_number, user.user_id]).permutation(len(taste))[:per_user]
