@@ -18,7 +18,15 @@ Models = Annotated[
     ),
 ]
 Prompts = Annotated[
-    str, typer.Option(help="shapes (held-out prompts of the built-in world), or a .txt, .jsonl, .csv or .tsv file.")
+    str,
+    typer.Option(
+        metavar="FILE|NAME[:PART][=PATH]",
+        help="shapes (held-out prompts of the built-in world), a .txt, .jsonl, .csv or .tsv file, or a suite: "
+        "partiprompts, hpdv2, pickapic, geneval, dpg, compbench.",
+    ),
+]
+Shuffle = Annotated[
+    bool, typer.Option("--shuffle-prompts", help="Fixed random order, so that --limit is a fair sample of a suite.")
 ]
 SeedsPerPrompt = Annotated[int, typer.Option(min=1, help="Pictures per prompt.")]
 Steps = Annotated[int, typer.Option("--num-inference-steps", min=1, help="Denoising steps.")]
@@ -105,6 +113,7 @@ def evaluate(
         typer.Option("--run", metavar="NAME=FOLDER", help="Run folder of a model, for its training curves."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
+    shuffle_prompts: Shuffle = False,
     tolerance: Annotated[float, typer.Option(min=0.0, help="Score differences up to this size are ties.")] = 0.0,
     confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the bootstrap intervals.")] = 0.95,
     seeds_per_prompt: SeedsPerPrompt = 1,
@@ -138,6 +147,7 @@ def evaluate(
         control=control,
         runs=named_values(run_folder, "--run"),
         limit=limit,
+        shuffle_prompts=shuffle_prompts,
         seeds_per_prompt=seeds_per_prompt,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,

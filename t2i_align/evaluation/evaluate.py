@@ -27,6 +27,7 @@ def run(
     control: str | None = None,
     runs: Mapping[str, str | Path] | None = None,
     limit: int | None = None,
+    shuffle_prompts: bool = False,
     seeds_per_prompt: int = 1,
     num_inference_steps: int = 25,
     guidance_scale: float = 5.0,
@@ -57,6 +58,7 @@ def run(
         control: name of the model that must not win (trained on shuffled labels).
         runs: model name -> its run folder, for training curves and configuration in the report.
         limit: only the first prompts.
+        shuffle_prompts: bring the prompts into a fixed random order first, so that a limited set is a fair sample.
         tolerance: score differences up to this size are ties.
         confidence, replicates: of the bootstrap intervals.
         report: write ``report.html``.
@@ -70,7 +72,7 @@ def run(
     paths = {name: str(path) for name, path in models.items()}
     baseline = baseline or ("base" if "base" in paths else next(iter(paths), ""))
     _check(paths, baseline, control, scorers)
-    prompt_set = load_prompts(prompts, limit)
+    prompt_set = load_prompts(prompts, limit, shuffle_prompts)
     output_dir = Path(output_dir)
     sampling: dict[str, Any] = {
         "seeds_per_prompt": seeds_per_prompt,
@@ -109,6 +111,7 @@ def run(
             "dtype": read_settings(folders[baseline])["dtype"],
             "prompts": str(prompts) if isinstance(prompts, str | Path) else prompt_set.name,
             "limit": limit,
+            "shuffle_prompts": shuffle_prompts,
             "scorers": [spec if isinstance(spec, str) else spec.name for spec in scorers],
             "seconds": round(time.perf_counter() - started, 1),
         },

@@ -1,4 +1,4 @@
-"""Prompt sets: from the embedded world, a text file, JSON lines, or a table such as PartiPrompts."""
+"""Prompt sets: from the embedded world, a published suite, a text file, JSON lines, or a table."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from t2i_align.errors import UserError
+from t2i_align.randomness import address_hash
 
 PROMPT_COLUMNS = ("prompt", "caption", "text")
 """Column or key that holds the prompt, compared in lower case; the first one present is used."""
@@ -43,38 +44,66 @@ class PromptSet:
         groups = {name: labels[:limit] for name, labels in self.groups.items()}
         return PromptSet(self.name, self.prompts[:limit], groups)
 
+    def shuffled(self) -> PromptSet:
+        """The same prompts in a fixed random order, by a hash of each text.
 
-def load_prompts(source: str | Path | PromptSet | Sequence[str], limit: int | None = None) -> PromptSet:
+        Suites are sorted by kind, so their first prompts are no sample of them; after this, ``first`` is a fair one, and
+        a larger one begins with the smaller.
+        """
+        order = sorted(range(len(self)), key=lambda index: address_hash(0, "prompt order", self.prompts[index]))
+        groups = {name: tuple(labels[index] for index in order) for name, labels in self.groups.items()}
+        return PromptSet(self.name, tuple(self.prompts[index] for index in order), groups)
+
+
+def load_prompts(
+    source: str | Path | PromptSet | Sequence[str], limit: int | None = None, shuffle: bool = False
+) -> PromptSet:
     """Read prompts.
 
     Args:
-        source: ``shapes`` (the held-out prompts of the embedded world); a ``.txt`` file with one prompt per
-            line; a ``.jsonl`` file of strings or objects with a prompt, caption or text key; a ``.tsv`` or
-            ``.csv`` table with such a column (PartiPrompts); a list of texts; or a ready PromptSet.
+        source: ``shapes`` (the held-out prompts of the embedded world); a published suite, ``NAME[:PART][=PATH]`` as in
+            ``suites``; a ``.txt`` file with one prompt per line; a ``.jsonl`` file of strings or objects with a prompt,
+            caption or text key; a ``.tsv`` or ``.csv`` table with such a column; a list of texts; or a ready PromptSet.
         limit: keep only the first prompts.
+        shuffle: bring them into a fixed random order before that, see ``PromptSet.shuffled``.
 
     Raises:
-        UserError: the file is missing, of an unknown kind, broken or empty.
+        UserError: the file or suite is missing, of an unknown kind, broken or empty.
     """
+    prompts = _open(source)
+    return (prompts.shuffled() if shuffle else prompts).first(limit)
+
+
+def _open(source: str | Path | PromptSet | Sequence[str]) -> PromptSet:
     if isinstance(source, PromptSet):
-        return source.first(limit)
+        return source
     if not isinstance(source, str | Path):
-        return PromptSet("prompts", tuple(str(prompt) for prompt in source)).first(limit)
+        return PromptSet("prompts", tuple(str(prompt) for prompt in source))
     if str(source) == "shapes":
         from t2i_align.shapes import assets
 
-        return PromptSet("shapes", tuple(assets.prompts("heldout"))).first(limit)
+        return PromptSet("shapes", tuple(assets.prompts("heldout")))
+    from t2i_align.evaluation.suites import SUITES, load_suite
+
+    if isinstance(source, str) and (suite := load_suite(source)) is not None:
+        return suite
     path = Path(source)
     if not path.is_file():
         raise UserError(
             "The prompt file does not exist.",
             str(path),
-            "give a .txt, .jsonl, .tsv or .csv file, or 'shapes' for the built-in prompts",
+            "give a .txt, .jsonl, .tsv or .csv file, shapes for the built-in prompts, or a suite: "
+            f"{', '.join(sorted({name.partition(':')[0] for name in SUITES}))} (NAME or NAME=PATH)",
         )
+    return read_prompt_file(path)
+
+
+def read_prompt_file(path: Path) -> PromptSet:
+    """Read a ``.txt``, ``.jsonl``, ``.tsv`` or ``.csv`` file, see ``load_prompts``."""
     if path.suffix.lower() not in _READERS:
         raise UserError("The kind of prompt file is not known.", path.name, f"use one of {', '.join(sorted(_READERS))}")
     try:
-        return _READERS[path.suffix.lower()](path).first(limit)
+        return _READERS[path.suffix.lower()](path)
     except UnicodeDecodeError as error:
         raise UserError("The prompt file is not UTF-8 text.", f"{path}: {error}", "save it as UTF-8") from error
 

@@ -127,13 +127,16 @@ class Evaluation:
         adjusted = statistics.holm([comparison.p_value for comparison in table])
         return [replace(row, p_adjusted=float(p)) for row, p in zip(table, adjusted, strict=True)]
 
-    def by_group(self, model: str, group: str) -> dict[str, Comparison]:
-        """Primary comparison of a model with the baseline within each label of a prompt group."""
+    def by_group(
+        self, model: str, group: str, scorer: str | None = None, dimension: str | None = None
+    ) -> dict[str, Comparison]:
+        """Comparison of a model with the baseline within each label of a prompt group; None is the primary score."""
+        which = self._which(scorer, dimension)
         labels = np.array(self.prompts.groups[group])
         return {
-            str(label): self.comparison(model, where=labels == label)
+            str(label): self.comparison(model, None, *which, where=labels == label)
             for label in dict.fromkeys(labels)
-            if self._pairs(model, self.baseline, *self.primary, labels == label)
+            if self._pairs(model, self.baseline, *which, labels == label)
         }
 
     def ranking(self) -> dict[str, Estimate]:
@@ -161,7 +164,15 @@ class Evaluation:
         return judge_control(self.control, self.baseline, rate, subject or self.control, gap)
 
     def write(self) -> Path:
-        """Write ``evaluation.json`` beside the table: what was done and every number of the report."""
+        """Write ``evaluation.json`` beside the tables: what was done and every number of the report.
+
+        ``scores.parquet`` gets a column per group of prompts, ``comparisons.parquet`` holds every comparison
+        within each label.
+        """
+        from t2i_align.evaluation import breakdown
+
+        self.scores.write(self.folder / SCORES_FILE, self.prompts.groups)
+        breakdown.write(self)
         described = {
             "models": dict(self.models),
             "baseline": self.baseline,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -79,8 +79,12 @@ class ScoreTable:
         """Pictures of a model without a score in at least one dimension."""
         return len({(r.prompt_index, r.draw) for r in self.rows if r.model == model and r.score is None})
 
-    def write(self, path: Path) -> None:
-        """Write parquet, to a temporary name first."""
+    def write(self, path: Path, groups: Mapping[str, Sequence[str]] | None = None) -> None:
+        """Write parquet, to a temporary name first.
+
+        Args:
+            groups: column name -> label of each prompt by its index, e.g. a suite's category.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -89,6 +93,8 @@ class ScoreTable:
             field.name: pa.array([getattr(row, field.name) for row in self.rows], types.get(field.name, pa.string()))
             for field in fields(ScoreRow)
         }
+        for name, labels in (groups or {}).items():
+            columns[name] = pa.array([labels[row.prompt_index] for row in self.rows], pa.string())
         temporary = path.with_suffix(".writing")
         pq.write_table(pa.table(columns), temporary)
         os.replace(temporary, path)

@@ -206,3 +206,24 @@ def test_oracle_prefers_the_picture_that_was_asked_for():
     assert tuple(right) == oracle.dimensions == ("overall", "semantic", "aesthetic", "detail")
     assert (right["overall"] > wrong["overall"]).all() and right["overall"].shape == (2,)
     assert oracle.name == "oracle" and oracle.version
+
+
+def test_results_by_kind_of_prompt_are_kept_as_tables(tmp_path):
+    base, tuned = levels_of(40, wins=30)
+    prompts = PromptSet("p", tuple(map(str, range(40))), {"category": ("x",) * 25 + ("y",) * 15})
+    evaluation = make_evaluation(tmp_path, {"base": base, "tuned": tuned}, prompts, replicates=300)
+    evaluation.write()
+    rows = pq.read_table(tmp_path / "comparisons.parquet").to_pylist()
+    assert [(row["group"], row["label"], row["dimension"], row["prompts"]) for row in rows] == [
+        ("", "", "overall", 40),
+        ("", "", "red", 40),
+        ("category", "x", "overall", 25),
+        ("category", "y", "overall", 15),
+        ("category", "x", "red", 25),
+        ("category", "y", "red", 15),
+    ]
+    assert rows[0]["win_rate"] == pytest.approx(0.75)
+    assert rows[2]["win_rate"] == pytest.approx(evaluation.by_group("tuned", "category")["x"].win_rate.value)
+    assert all(row["p_adjusted"] >= row["p_value"] and row["win_rate_low"] <= row["win_rate"] for row in rows)
+    scores = pq.read_table(tmp_path / "scores.parquet").to_pylist()
+    assert {(row["prompt_index"] < 25, row["category"]) for row in scores} == {(True, "x"), (False, "y")}

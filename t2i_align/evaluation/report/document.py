@@ -101,6 +101,7 @@ def _commands(evaluation: Evaluation, runs: Mapping[str, str | Path]) -> list[st
     for name in ("limit", "seeds_per_prompt", "num_inference_steps", "guidance_scale", "seed", "height", "width"):
         if settings.get(name) is not None:
             evaluate += [f"--{name.replace('_', '-')}", str(settings[name])]
+    evaluate += ["--shuffle-prompts"] if settings.get("shuffle_prompts") else []
     for name, negative in (settings.get("negative") or {}).items():
         evaluate += ["--negative-model", f"{name}={negative}"]
     if settings.get("negative_merge"):
