@@ -47,7 +47,7 @@ class PromptSet:
     def shuffled(self) -> PromptSet:
         """The same prompts in a fixed random order, by a hash of each text.
 
-        Suites are sorted by kind, so their first prompts are no sample of them; after this, ``first`` is a fair one, and
+        Suites are sorted by kind, so their first prompts are no sample of them; after this, ``first`` is one, and
         a larger one begins with the smaller.
         """
         order = sorted(range(len(self)), key=lambda index: address_hash(0, "prompt order", self.prompts[index]))
