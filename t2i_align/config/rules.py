@@ -13,12 +13,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from t2i_align.config.fields import keys
+from t2i_align.config.objective_rules import objective_problems
 from t2i_align.config.problems import Problem, in_words, report
 from t2i_align.config.schema import RunConfig
 from t2i_align.objectives.config import resolve
 
 FILE_SUFFIXES = (".parquet", ".jsonl", ".ndjson")
 BUILT_IN = "shapes:"
+_NOT_OF_ROLLOUTS = ("shuffle_labels", "proportion_empty_prompts", "random_flip", "loser_captions")
 LATENT_GRID = 8  # every supported VAE divides the side by 4 or 8
 REMOVE = "remove it"
 
@@ -153,6 +155,7 @@ RULES: tuple[Rule, ...] = (
     _scale_lr_is_a_base,
     _validation_has_input,
     _trackers_once,
+    objective_problems,
 )
 
 
@@ -238,7 +241,7 @@ def _unread_validation(config: RunConfig) -> Unread:
 def _unread_rollout(config: RunConfig) -> Unread:
     if config.rollout is None and config.online is None:
         return
-    for name in () if config.rollout is None else ("shuffle_labels", "proportion_empty_prompts", "random_flip"):
+    for name in () if config.rollout is None else _NOT_OF_ROLLOUTS:
         yield f"data.{name}", ("rollouts make their own pairs and labels", f"{REMOVE}, or remove the rollout section")
     if config.data.cache_dir is not None and not _has_heldout(config):
         yield "data.cache_dir", ("no picture is read: rollouts make the pairs and none are held out", REMOVE)

@@ -14,8 +14,8 @@ from t2i_align.objectives.types import PairErrors
 class Anchor(Choice):
     """Base of the slot."""
 
-    def __call__(self, inputs: PairErrors) -> Tensor | None:
-        """``[B]`` term, or None for nothing."""
+    def __call__(self, inputs: PairErrors, layout: str) -> Tensor | None:
+        """``[B]`` term, or None for nothing. ``layout`` is that of the record, see :class:`PairErrors`."""
         raise NotImplementedError
 
 
@@ -26,20 +26,32 @@ class NoAnchor(Anchor):
     paper = "-"
     name: Literal["none"] = "none"
 
-    def __call__(self, inputs: PairErrors) -> None:
+    def __call__(self, inputs: PairErrors, layout: str) -> None:
         return None
 
 
 class WinnerError(Anchor):
-    """Denoise the winner well: supervised fine-tuning on the preferred picture."""
+    """Denoise the winner well: supervised fine-tuning on the preferred picture.
+
+    Of a group every winner counts, of a ranked list the best picture, of a labelled picture its label's share: none
+    that is not preferred.
+    """
 
     formula = "c e_w"
     paper = "CPO, arXiv 2401.08417; MaPO, arXiv 2406.06424"
     name: Literal["winner"] = "winner"
     coefficient: float = Field(default=1.0, gt=0, description="c, weight of the winner's error")
 
-    def __call__(self, inputs: PairErrors) -> Tensor:
-        return self.coefficient * inputs.policy_winner.reshape(inputs.batch_size, -1).mean(-1)
+    def __call__(self, inputs: PairErrors, layout: str) -> Tensor:
+        errors = inputs.policy_winner
+        if layout == "ranked":
+            best = inputs.required("scores").argmax(1, keepdim=True)
+            winners = errors.gather(1, best)[:, 0]
+        elif layout == "labelled":
+            winners = inputs.required("labels").to(errors) * errors
+        else:
+            winners = errors.reshape(inputs.batch_size, -1).mean(-1)
+        return self.coefficient * winners
 
 
 ANCHORS: dict[str, type[Anchor]] = {"none": NoAnchor, "winner": WinnerError}

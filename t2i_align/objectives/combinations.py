@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from t2i_align.errors import UserError
 from t2i_align.objectives.anchors import NoAnchor
@@ -11,7 +11,11 @@ from t2i_align.objectives.logits import LOGITS
 from t2i_align.objectives.logits.pairwise import Reversed
 from t2i_align.objectives.references import NoReference
 
-OF_THE_LOSER = frozenset({"margins", "scores", "frequencies", "difficulty"})
+if TYPE_CHECKING:
+    from t2i_align.objectives.objective import Objective
+
+OF_THE_LOSER = frozenset({"labels", "margins", "scores", "frequencies", "difficulty"})
+LIST_LAYOUTS = ("ranked", "group")  # several pictures of one prompt
 
 
 def check_combination(slots: Mapping[str, Any], needs: frozenset[str] = frozenset()) -> None:
@@ -48,7 +52,8 @@ def check_combination(slots: Mapping[str, Any], needs: frozenset[str] = frozense
         )
     if logit.input_layout == "single" and isinstance(slots["anchor"], NoAnchor):
         raise UserError("nothing is trained: no preference term and no anchor", fix="use anchor: winner, or a logit")
-    _check_latents(slots, names)
+    _check_latents(slots, names, needs)
+    slots["timestep"].weighting.check_error(slots["error"].measured_in("epsilon"))
     if "captions" in needs and logit.input_layout == "single":
         raise UserError(
             "a caption per picture says nothing where only winners are trained",
@@ -63,7 +68,7 @@ def check_combination(slots: Mapping[str, Any], needs: frozenset[str] = frozense
         )
 
 
-def _check_latents(slots: Mapping[str, Any], names: Mapping[str, str]) -> None:
+def _check_latents(slots: Mapping[str, Any], names: Mapping[str, str], needs: frozenset[str]) -> None:
     latents, logit = slots["latents"], slots["logit"]
     if logit.input_layout not in latents.layouts:
         raise UserError(
@@ -71,11 +76,63 @@ def _check_latents(slots: Mapping[str, Any], names: Mapping[str, str]) -> None:
             found=f"layout {logit.input_layout}; defined on {', '.join(sorted(latents.layouts))}",
             fix="use latents: shared_noise, or another logit",
         )
+    if not latents.replaces_loser:
+        return
+    if isinstance(logit, Reversed):
+        raise UserError(
+            f"latents {names['latents']!r} with logit 'reversed' prefer the model's own samples to the data",
+            found=f"latents: {names['latents']}, logit: {names['logit']}",
+            fix="use logit: full, or latents: shared_noise",
+        )
+    if not logit.needs_reference:
+        raise UserError(
+            f"latents {names['latents']!r} need a reference: a model's error on its own samples is near 0 and does not "
+            "compare with one on data",
+            found=f"logit: {names['logit']}",
+            fix="use a logit with a reference such as full, or latents: shared_noise",
+        )
     read = set().union(*(slots[slot].needs for slot in ("logit", "link", "weight"))) & OF_THE_LOSER
-    if latents.replaces_loser and read:
+    read |= needs & {"captions"}
+    if read:
         raise UserError(
             f"latents {names['latents']!r} put the model's own samples in the losers' place, so what the data say "
             "about the losers has no meaning",
             found=f"{', '.join(sorted(read))} would be read",
             fix="use weight: none and a logit without margins, or latents: shared_noise",
         )
+
+
+def check_lists(objective: Objective) -> None:
+    """Refuse an objective on lists that reads what only a pair has.
+
+    Raises:
+        UserError: names what it is.
+    """
+    missing = sorted(objective.data_needs - {"scores"})
+    if objective.layout in LIST_LAYOUTS and missing:
+        raise UserError(
+            f"objective {objective.name!r} reads {', '.join(missing)}, which a list of pictures does not have",
+            found=f"layout {objective.layout}",
+            fix="use a link and a weight that do not read it, or a pairwise logit such as full",
+        )
+
+
+def check_batch(objective: Objective, items: int) -> None:
+    """Refuse a batch too small for what the objective compares inside it.
+
+    Args:
+        objective: resolved.
+        items: of one micro-step, over all processes.
+
+    Raises:
+        UserError: names the slot that compares.
+    """
+    comparing = {"link": objective.slots.link.least_batch, "weight": objective.slots.weight.least_batch}
+    for slot, least in comparing.items():
+        if items < least:
+            name = getattr(objective.slots, slot).model_dump()["name"]
+            raise UserError(
+                f"{slot} {name!r} compares the items of a batch with one another, and a batch has {items}",
+                found=f"training.train_batch_size: {items} (accumulated steps are not compared)",
+                fix=f"use at least {least}, better many more",
+            )

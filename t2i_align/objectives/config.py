@@ -93,12 +93,23 @@ def resolve(config: ObjectiveConfig | Mapping[str, Any]) -> Objective:
     options = {key: value for key, value in given.items() if key not in SLOT_NAMES}
     for option, value in options.items():
         slot = _reader_of(option, slots, name)
+        _given_once(option, slot, given)
         slots[slot] = choose(slot, _choices(slot, slots[slot]), {option: value}, slots[slot])
     if not slots["logit"].needs_reference and not given.get("reference"):
         slots["reference"] = NoReference()
     slots.setdefault("reference", Initial())
     check_combination(slots, preset.needs)
     return Objective(name, Slots(**slots), preset.formula, preset.paper, preset.at_init, preset.note, preset.needs)
+
+
+def _given_once(option: str, slot: str, given: Mapping[str, Any]) -> None:
+    inside = given.get(slot)
+    if isinstance(inside, Mapping) and option in inside:
+        raise UserError(
+            f"the option {option!r} is given twice",
+            found=f"{option}: {given[option]!r} beside the preset, {slot}: {{{option}: {inside[option]!r}}}",
+            fix="keep one of the two",
+        )
 
 
 def _choices(slot: str, current: Choice | None) -> Mapping[str, type[Choice]]:

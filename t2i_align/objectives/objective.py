@@ -153,7 +153,7 @@ class Objective:
         loss = slots.link(terms, scaled)
         if terms.pair_weights is not None:
             loss = (terms.pair_weights * loss).sum(-1)
-        anchor, weight = slots.anchor(scaled), slots.weight(scaled)
+        anchor, weight = slots.anchor(scaled, self.layout), slots.weight(scaled)
         loss = loss if anchor is None else loss + anchor
         loss = loss if weight is None else weight.to(loss) * loss
         loss = loss if inputs.weights is None else inputs.weights.to(loss) * loss

@@ -23,6 +23,11 @@ class Weight(Choice):
 
     layouts: ClassVar[frozenset[str]] = ALL_LAYOUTS
 
+    @property
+    def least_batch(self) -> int:
+        """Items, over all processes, that a statistic of the batch needs."""
+        return 1
+
     def __call__(self, inputs: PairErrors) -> Tensor | None:
         """``[B]`` weights, or None for one everywhere."""
         raise NotImplementedError
@@ -46,6 +51,10 @@ class DataWeight(Weight):
         default=False,
         description="divide by the mean weight of the global batch, so that the loss keeps its scale",
     )
+
+    @property
+    def least_batch(self) -> int:
+        return 2 if self.normalize else 1
 
     def __call__(self, inputs: PairErrors) -> Tensor:
         weights = self.raw(inputs)
@@ -73,9 +82,12 @@ class Confidence(DataWeight):
 
 
 class Gain(DataWeight):
-    """Difference of the exponential gains of the two scores: clear pairs count more. Scores are in [0, 1]."""
+    """Difference of the exponential gains of the two scores: clear pairs count more. Scores are in [0, 1].
 
-    formula = "base^score_w - base^score_l"
+    A pair whose label contradicts its scores counts nothing: a negative weight would train the opposite, unboundedly.
+    """
+
+    formula = "max(0, base^score_w - base^score_l)"
     paper = "GAPO (AniSora), arXiv 2504.10044"
     reads = frozenset({"scores"})
     layouts = frozenset({"pair", "single"})
@@ -84,7 +96,7 @@ class Gain(DataWeight):
 
     def raw(self, inputs: PairErrors) -> Tensor:
         gains = self.base ** inputs.required("scores")
-        return gains[:, 0] - gains[:, 1]
+        return (gains[:, 0] - gains[:, 1]).clamp(min=0.0)
 
 
 class Rarity(DataWeight):

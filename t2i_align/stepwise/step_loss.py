@@ -19,6 +19,7 @@ from t2i_align.errors import UserError
 from t2i_align.objectives import Objective
 from t2i_align.objectives.error_metrics import PredictionError
 from t2i_align.objectives.latents import SharedNoise
+from t2i_align.objectives.references import Initial, NoReference
 from t2i_align.objectives.timestep_weights import NoTimestepWeight
 from t2i_align.objectives.timesteps import Uniform
 from t2i_align.stepwise.transition import GaussianTransition
@@ -111,6 +112,12 @@ def check_objective(objective: Objective) -> None:
             "With a rollout, noisy states, timesteps and errors come from the sampler's transitions.",
             "; ".join(f"objective.{name}: {getattr(slots, name).model_dump()}" for name in changed),
             "leave these slots out; rollout.lowest_timestep and highest_timestep choose the steps that are trained",
+        )
+    if not isinstance(slots.reference, Initial | NoReference):
+        raise UserError(
+            "With a rollout the reference is the initial model.",
+            f"objective.reference: {slots.reference.model_dump()}",
+            "leave reference out",
         )
     if objective.layout != "pair":
         raise UserError(

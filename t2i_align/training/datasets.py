@@ -8,11 +8,39 @@ from accelerate import Accelerator
 
 from t2i_align.backbones import Backbone
 from t2i_align.config.schema import RunConfig
+from t2i_align.data.derived import derive
 from t2i_align.data.list_provider import ListProvider
-from t2i_align.data.lists import Layout
+from t2i_align.data.lists import Layout, open_lists
 from t2i_align.data.provider import PairProvider
+from t2i_align.data.sources import open_source
+from t2i_align.errors import UserError
 from t2i_align.objectives import Objective
-from t2i_align.training.items import LIST_LAYOUTS, check_lists
+from t2i_align.objectives.combinations import LIST_LAYOUTS, check_batch, check_lists
+
+
+def check_source(config: RunConfig, objective: Objective) -> None:
+    """Refuse pairs that lack what the objective reads, before a model is loaded or a picture encoded.
+
+    Raises:
+        UserError: says what is missing and how to add it.
+    """
+    check_lists(objective)
+    is_list = objective.layout in LIST_LAYOUTS
+    if not is_list and not objective.data_needs - {"labels"}:
+        return
+    source = open_source(config.data, "train", config.seed)
+    if is_list:
+        data = config.data
+        open_lists(source, cast(Layout, objective.layout), data.list_size, data.shuffle_labels, config.seed)
+        return
+    derive(source, objective.data_needs, objective.margin)
+    unknown = sorted(set(getattr(objective.slots.logit, "margin_weights", {})) - set(source.margin_names))
+    if unknown:
+        raise UserError(
+            "The objective weighs rewards that the pairs do not have.",
+            f"{', '.join(unknown)}; the data have {', '.join(source.margin_names)}",
+            "correct objective.logit.margin_weights, or add the margins to the data",
+        )
 
 
 def offline_provider(
@@ -25,6 +53,7 @@ def offline_provider(
     """
     check_lists(objective)
     training = config.training
+    check_batch(objective, training.train_batch_size * accelerator.num_processes)
     options: dict[str, Any] = {
         "batch_size": training.train_batch_size,
         "accumulation": training.gradient_accumulation_steps,

@@ -11,10 +11,6 @@ from torch import Tensor
 
 from t2i_align.backbones.embeddings import PromptEmbeddings
 from t2i_align.data.batch import ListBatch, PairBatch
-from t2i_align.errors import UserError
-from t2i_align.objectives import Objective
-
-LIST_LAYOUTS = ("ranked", "group")  # filled by `data.list_provider.ListProvider`
 
 
 @dataclass(frozen=True)
@@ -120,18 +116,3 @@ def sides(errors: Tensor, count: int, layout: str) -> tuple[Tensor, Tensor | Non
         winners, losers = errors.reshape(-1, count).T.chunk(2, dim=1)
         return winners, losers
     return errors, None
-
-
-def check_lists(objective: Objective) -> None:
-    """Refuse an objective on lists that reads what only a pair has.
-
-    Raises:
-        UserError: names what it is.
-    """
-    missing = sorted(objective.data_needs - {"scores"})
-    if objective.layout in LIST_LAYOUTS and missing:
-        raise UserError(
-            f"objective {objective.name} reads {', '.join(missing)}, which a list of pictures does not have.",
-            f"layout {objective.layout}",
-            "use weight: none, or a pairwise logit such as full",
-        )

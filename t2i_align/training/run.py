@@ -26,7 +26,7 @@ from t2i_align.export import export_run
 from t2i_align.online.provider import OnlinePairs
 from t2i_align.stepwise import build_stepwise
 from t2i_align.training.checkpoints import TrainState, load_checkpoint, resolve_resume, save_checkpoint
-from t2i_align.training.datasets import offline_provider
+from t2i_align.training.datasets import check_source, offline_provider
 from t2i_align.training.ema import Ema
 from t2i_align.training.environment import write_environment
 from t2i_align.training.loop import Hooks, Loop
@@ -74,6 +74,8 @@ def train(config: RunConfig) -> TrainResult:
     output_dir = Path(config.output_dir)
     resume = resolve_resume(output_dir, config.training.resume_from_checkpoint)
     objective = objectives.resolve(config.objective)
+    if config.rollout is None and config.online is None:
+        check_source(config, objective)
     accelerator = _accelerator(config)
     set_seed(config.seed)
     backbone = load_backbone(

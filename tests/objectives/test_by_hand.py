@@ -144,6 +144,27 @@ def test_soft_labels_by_hand() -> None:
     assert build("dpo", beta=100, link="soft_label")(record).loss.item() == pytest.approx(0.35141327798275246)
 
 
+def test_a_pair_that_contradicts_its_scores_has_no_gain() -> None:
+    """A negative weight would reverse the preference, and without a bound."""
+    record = by_hand(0.28, 0.41, 0.30, 0.40, scores=column(0.4, 0.9)[None])
+    assert build("gapo", beta=100)(record).loss.item() == 0.0
+
+
+def test_the_anchor_pulls_only_what_is_preferred() -> None:
+    errors = torch.tensor([[0.2, 0.3, 0.4], [0.5, 0.6, 0.7]], dtype=torch.float64)
+    scores = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.2, 0.3]], dtype=torch.float64)
+    ranked = PairErrors(errors, None, errors, scores=scores)
+    with_anchor, without = build("rankdpo", anchor="winner")(ranked).loss, build("rankdpo")(ranked).loss
+    assert (with_anchor - without).tolist() == pytest.approx([0.3, 0.5])  # the best of each list
+    labelled = PairErrors(errors[0], None, errors[0], labels=column(1, 0, 1))
+    anchored = build("kto", items="labelled", anchor={"name": "winner", "coefficient": 2.0})(labelled)
+    plain = build("kto", items="labelled")(labelled).loss
+    assert (anchored.loss - plain).tolist() == pytest.approx([0.4, 0.0, 0.8])
+    groups = [torch.tensor([[0.2, 0.4]]), torch.tensor([[0.8, 0.9]])] * 2
+    grouped = PairErrors(*groups)
+    assert (build("mdpo", anchor="winner")(grouped).loss - build("mdpo")(grouped).loss).item() == pytest.approx(0.3)
+
+
 def test_every_preset_is_covered() -> None:
     elsewhere = {"mapo", "mapo_paper", "rankdpo", "mdpo", "mipo"}
     assert set(PRESETS) == {name for name, *_ in BY_HAND} | elsewhere

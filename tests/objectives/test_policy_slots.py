@@ -201,8 +201,8 @@ def test_nonsense_is_refused_with_the_reason(preset: str, options: dict, says: s
 def test_what_the_model_decides_is_refused_before_a_step() -> None:
     snr = snr_table(ALPHAS)
     build("ncp_dpo").check_model(1000, snr, "v_prediction")
-    with pytest.raises(UserError, match="min_snr"):
-        build("ncp_dpo", timestep={"weighting": "min_snr"}).check_model(1000, snr)
+    with pytest.raises(UserError, match="asks for more timesteps"):
+        build("dpo", timestep={"name": "range", "high": 2000}).check_model(1000, snr)
     with pytest.raises(UserError, match="zero-terminal"):
         build("ncp_dpo").check_model(1000, torch.cat([snr[:-1], torch.zeros(1)]))
 

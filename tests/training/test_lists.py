@@ -110,9 +110,22 @@ def test_data_without_what_is_read_fail_before_training(
     tiny_sd: Path, pairs: Path, tmp_path: Path, objective: dict, data: dict, says: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        start(tiny_sd, pairs, tmp_path, objective, **data)
+        start(tiny_sd, pairs, tmp_path, objective, cache_dir=str(tmp_path / "cache"), **data)
     assert says in str(caught.value) and caught.value.fix
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (tmp_path / "cache").exists()  # nothing was encoded in vain
+
+
+def test_weights_of_rewards_that_are_not_there_are_refused(tiny_sd: Path, scored: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="weighs rewards that the pairs do not have"):
+        start(tiny_sd, scored, tmp_path, {"preset": "modpo", "margin_weights": {"clip": 0.1}})
+
+
+@pytest.mark.parametrize("objective", [{"preset": "aot"}, {"preset": "madpo", "normalize": True}])
+def test_a_batch_of_one_has_nothing_to_compare(tiny_sd: Path, scored: Path, tmp_path: Path, objective: dict) -> None:
+    config = run_config(tiny_sd, scored, tmp_path / "run", training={"train_batch_size": 1})
+    with pytest.raises(UserError, match="compares the items of a batch"):
+        train(config.model_copy(update={"objective": type(config.objective).model_validate(objective)}))
 
 
 def test_lists_of_several_lengths_need_a_size(tiny_sd: Path, lists: Path, tmp_path: Path) -> None:

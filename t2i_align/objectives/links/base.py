@@ -27,6 +27,8 @@ class Link(Choice):
     """
 
     asks: ClassVar[frozenset[str]] = frozenset({"logit"})
+    models_ties: ClassVar[bool] = False  # ties must be among the data
+    least_batch: ClassVar[int] = 1  # items, over all processes, that a statistic of the batch needs
 
     def __call__(self, terms: Terms, inputs: PairErrors) -> Tensor:
         """Loss with the shape of ``terms.logit``."""

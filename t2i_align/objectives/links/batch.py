@@ -95,6 +95,7 @@ class Aot(Link):
     formula = "(1-q) sp(-v) + q sp(v), v = policy margin - reference margin of equal rank"
     paper = "AOT, arXiv 2406.05882 (paired)"
     asks = frozenset({"margins"})
+    least_batch = 2
     name: Literal["aot"] = "aot"
     label_smoothing: float = Field(default=0.0, ge=0, le=0.5, description="q")
 
@@ -111,6 +112,7 @@ class AotUnpaired(Link):
     formula = "(1-q) sp(-v) + q sp(v), v = winner's reward - loser's reward of equal rank"
     paper = "AOT, arXiv 2406.05882 (unpaired)"
     asks = frozenset({"margins"})
+    least_batch = 2
     name: Literal["aot_unpaired"] = "aot_unpaired"
     label_smoothing: float = Field(default=0.0, ge=0, le=0.5, description="q")
 

@@ -39,6 +39,7 @@ class Ternary(Link):
     paper = "TODO, arXiv 2411.02442; DPO-RK, arXiv 2409.17431"
     asks = frozenset({"item"})
     reads = frozenset({"labels"})
+    models_ties = True
     name: Literal["ternary"] = "ternary"
     tie_width: float = Field(
         default=0.5, gt=0, description="a in logit units; half of the range of z that reads as a tie"

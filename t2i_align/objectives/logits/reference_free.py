@@ -39,7 +39,7 @@ class Likelihood(Logit):
     formula = "z = e_l - e_w"
     paper = "-"
     needs_reference = False
-    provides = frozenset({"logit", "item", "likelihoods"})
+    provides = frozenset({"likelihoods"})  # not the logit: without k a hinge or a logistic loss would not see it
     name: Literal["likelihood"] = "likelihood"
 
     def __call__(self, inputs: PairErrors) -> Terms:
