@@ -231,8 +231,10 @@ class Backbone(ABC):
             self._reference = FrozenCopy(clone)
         if config.train == "lora":
             add_lora(self.unet, config.lora, self.dtype)
-        else:
+        elif config.train == "full":
             train_everything(self.unet)
+        else:  # a user adapter is put into the frozen denoiser when the users are known, and brings its reference
+            self.unet.requires_grad_(False)
         if needs_reference and kind == "adapter_off":
             self._reference = AdapterOff(self.unet)
         if config.gradient_checkpointing:
@@ -240,6 +242,10 @@ class Backbone(ABC):
         if config.compile:
             compile_blocks(self.unet, self.device)
         train_mode(self.unet)
+
+    def use_reference(self, reference: Reference) -> None:
+        """Let another network play the reference from now on."""
+        self._reference = reference
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Float32 parameters that receive gradients."""

@@ -65,13 +65,13 @@ class FrozenCopy:
 
 
 def reference_kind(config: ModelConfig) -> str:
-    """``adapter_off`` or ``frozen_copy``, with ``auto`` resolved.
+    """``adapter_off``, ``frozen_copy`` or ``user_off`` (whoever adds the user adapter lends it), ``auto`` resolved.
 
     Raises:
         UserError: adapter_off without adapters.
     """
     if config.reference == "auto":
-        return "adapter_off" if config.train == "lora" else "frozen_copy"
+        return {"lora": "adapter_off", "full": "frozen_copy"}.get(config.train, "user_off")
     if config.reference == "adapter_off" and config.train == "full":
         raise UserError(
             "model.reference: adapter_off needs adapters.",

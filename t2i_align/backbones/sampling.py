@@ -22,8 +22,11 @@ from t2i_align.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["pipeline", "lora", "unet"]
+Kind = Literal["pipeline", "lora", "unet", "user"]
+IN_WORDS = {"lora": "LoRA", "unet": "UNet", "user": "user adapter"}
 RUN_CONFIG = "config.yaml"
+USER_WEIGHTS = "personal_weights.safetensors"
+USER_CONFIG = "personal_config.json"  # of `personal.files`, whose adapter the caller loads
 EXPORT = "export"
 
 
@@ -32,9 +35,9 @@ class SamplingModel:
     """What a model argument means.
 
     Attributes:
-        kind: a whole pipeline, a LoRA file, or a UNet folder.
+        kind: a whole pipeline, a LoRA file, a UNet folder, or the folder of a user adapter.
         base: the pipeline, as a `ModelConfig` section (address, revision, variant, VAE).
-        weights: LoRA file or UNet folder; None for a pipeline.
+        weights: LoRA file, UNet folder or adapter folder; None for a pipeline.
     """
 
     kind: Kind
@@ -50,7 +53,7 @@ class SamplingModel:
             base += f" with the VAE {self.base.pretrained_vae_model_name_or_path}"
         if self.kind == "pipeline":
             return f"pipeline {base}"
-        return f"{'LoRA' if self.kind == 'lora' else 'UNet'} {self.weights} on {base}"
+        return f"{IN_WORDS[self.kind]} {self.weights} on {base}"
 
 
 def load_for_sampling(
@@ -59,7 +62,8 @@ def load_for_sampling(
     """A plain diffusers pipeline, ready to call; what was loaded is logged.
 
     Args:
-        model: pipeline folder, hub id, ``shapes:base``, run folder, export folder, LoRA file, or UNet folder.
+        model: pipeline folder, hub id, ``shapes:base``, run folder, export folder, LoRA file, UNet folder, or folder of
+            a user adapter, of which only the base is loaded: `personal.load_personal` adds the rest.
         base: the pipeline under a LoRA or UNet; None takes the one it was trained on. Whole pipelines do not read it.
         dtype: of the weights.
         device: where it runs.
@@ -105,6 +109,8 @@ def identify_model(model: str, base: str | None = None) -> SamplingModel:
         path = path / EXPORT
     if (path / LORA_FILE).is_file():
         return SamplingModel("lora", _base_of(path, base), path / LORA_FILE)
+    if (path / USER_CONFIG).is_file() and (path / USER_WEIGHTS).is_file():
+        return SamplingModel("user", _base_of(path, base), path)
     for folder in (path / "unet", path):
         if _is_unet(folder):
             return SamplingModel("unet", _base_of(path, base), folder)

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from t2i_align.config import user_rules
 from t2i_align.config.fields import keys
 from t2i_align.config.objective_rules import objective_problems
 from t2i_align.config.problems import Problem, in_words, report
@@ -149,6 +150,7 @@ RULES: tuple[Rule, ...] = (
     _reference_fits,
     _kohya_knows_no_dora,
     _one_kind_of_pairs,
+    *user_rules.RULES,
     _cache_is_fixed,
     _resolution_fits,
     _warmup_fits,
@@ -171,6 +173,7 @@ def unread(config: RunConfig) -> dict[str, tuple[str, str]]:
             *_unread_training(config),
             *_unread_validation(config),
             *_unread_rollout(config),
+            *user_rules.unread(config),
         ]
     )
 
@@ -183,7 +186,11 @@ def _unread_model(config: RunConfig) -> Unread:
         why = "is not read when the whole UNet is trained"
         yield "model.lora", (why, f"{REMOVE}, or use model.train: lora")
         yield "export.kohya", (why, f"{REMOVE}, or use model.train: lora")
-    if not resolve(config.objective).needs_reference:
+    if config.model.train == "user":
+        why = "the user adapter is trained, and its reference is the network without it"
+        for path in ("model.lora", "model.reference", "export.kohya"):
+            yield path, (why, REMOVE)
+    elif not resolve(config.objective).needs_reference:
         why = f"objective {config.objective.preset} has no reference policy"
         yield "model.reference", (why, f"{REMOVE}, or use an objective with a reference such as dpo")
     if config.model.pretrained_model_name_or_path.startswith(BUILT_IN):
@@ -248,7 +255,8 @@ def _unread_rollout(config: RunConfig) -> Unread:
 
 
 def _has_heldout(config: RunConfig) -> bool:
-    return config.data.heldout_source is not None or config.data.heldout_fraction > 0
+    of_users = config.personal is not None and config.personal.heldout_users > 0
+    return of_users or config.data.heldout_source is not None or config.data.heldout_fraction > 0
 
 
 def _has_splits(source: str) -> bool:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from t2i_align.objectives.config import ObjectiveConfig
 from t2i_align.online.config import OnlineConfig
+from t2i_align.personal.section import PersonalSection
 from t2i_align.stepwise.config import RolloutConfig
 
 Tracker = Literal["tensorboard", "wandb"]
@@ -49,11 +50,14 @@ class ModelConfig(Section):
     )
     revision: str | None = Field(None, description="hub revision")
     variant: str | None = Field(None, description="file variant such as fp16")
-    train: Literal["lora", "full"] = Field("lora", description="train adapters or the whole UNet")
+    train: Literal["lora", "full", "user"] = Field(
+        "lora",
+        description="train LoRA adapters, the whole UNet, or the user adapter of the personal section",
+    )
     lora: LoraConfig = Field(default_factory=LoraConfig)
     reference: Literal["auto", "adapter_off", "frozen_copy"] = Field(
         "auto",
-        description="reference policy; auto: the base under disabled LoRA, a frozen copy for full training",
+        description="reference policy; auto: the base under disabled adapters, a frozen copy for full training",
     )
     attention: Literal["auto", "xformers", "sdpa"] = Field("auto", description="attention kernels")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
@@ -166,6 +170,7 @@ class RunConfig(Section):
         None, description="on-policy pairs of latents within sampling (LPO, SPO, TailorPO); null: none"
     )
     online: OnlineConfig | None = Field(None, description="on-policy pairs of finished pictures; null: none")
+    personal: PersonalSection | None = Field(None, description="one model for many users; null: one taste for all")
     training: TrainingConfig
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)

@@ -14,9 +14,11 @@ from t2i_align.backbones.adapters import lora_alpha
 from t2i_align.config.schema import ModelConfig, RunConfig
 from t2i_align.objectives.config import resolve
 from t2i_align.objectives.objective import Objective
+from t2i_align.personal.section import PersonalSection
 
 Rows = list[tuple[str, str]]
 TEMPLATE = "model_card.md"
+WHAT = {"lora": "A LoRA", "full": "A fully trained UNet", "user": "A user adapter"}
 
 
 def model_card(
@@ -39,7 +41,7 @@ def model_card(
     return template.render(
         front_matter=_front_matter(config),
         title=f"{_short_name(model)}, {objective.name}",
-        what="A LoRA" if model.train == "lora" else "A fully trained UNet",
+        what=WHAT[model.train],
         base=model.pretrained_model_name_or_path,
         version=__version__,
         objective=objective,
@@ -54,10 +56,10 @@ def model_card(
 
 
 def _front_matter(config: RunConfig) -> str:
-    lora = config.model.train == "lora"
+    kind = config.model.train
     entries = {
         "base_model": config.model.pretrained_model_name_or_path,
-        "base_model_relation": "adapter" if lora else "finetune",
+        "base_model_relation": "finetune" if kind == "full" else "adapter",
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
         "license": "other",
@@ -68,7 +70,7 @@ def _front_matter(config: RunConfig) -> str:
             "preference-optimization",
             config.objective.preset,
             "t2i_align",
-            *(["lora"] if lora else []),
+            *{"lora": ["lora"], "user": ["personalization"]}.get(kind, []),
         ],
     }
     return yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
@@ -83,7 +85,15 @@ def _load_lines(model: ModelConfig, pipeline_class: str) -> str:
     options = "".join(
         f", {name}={value!r}" for name, value in (("revision", model.revision), ("variant", model.variant)) if value
     )
-    if model.train == "lora":
+    if model.train == "user":
+        imports.append("from t2i_align.personal import load_personal")
+        lines = [
+            f"pipe = {pipeline_class}.from_pretrained({base}{options})",
+            'personal = load_personal(pipe, ".")',
+            "with personal.user(personal.names[-1]):  # names[0] is the null user, the base model",
+            '    pipe("a red fox").images[0]',
+        ]
+    elif model.train == "lora":
         lines = [f"pipe = {pipeline_class}.from_pretrained({base}{options})", 'pipe.load_lora_weights(".")']
     else:
         imports[0] += ", UNet2DConditionModel"
@@ -131,6 +141,8 @@ def _settings(config: RunConfig) -> Rows:
     if config.model.train == "lora":
         kind = "DoRA" if lora.use_dora else "LoRA"
         rows.append((kind, f"rank {lora.rank}, alpha {lora_alpha(lora):g}, on {', '.join(lora.target_modules)}"))
+    if config.personal is not None:
+        rows += _personal_settings(config.personal)
     rows += [
         ("pairs per device and micro-step", training.train_batch_size),
         ("gradient accumulation steps", training.gradient_accumulation_steps),
@@ -146,6 +158,17 @@ def _settings(config: RunConfig) -> Rows:
         ("seed", config.seed),
     ]
     return _cells(rows)
+
+
+def _personal_settings(personal: PersonalSection) -> list[tuple[str, Any]]:
+    tokens = f"{personal.num_tokens} tokens of width {personal.token_width}"
+    return [
+        ("trained", f"a user adapter, encoder {personal.encoder}, {tokens}"),
+        ("features", personal.features),
+        ("pairs shown per user", personal.support_pairs if personal.encoder == "pair_set" else None),
+        ("rewards", None if personal.rewards is None else ", ".join(personal.rewards)),
+        ("user dropout", f"{personal.user_dropout:g}"),
+    ]
 
 
 def _numbers(metrics: Mapping[str, Any]) -> Rows:

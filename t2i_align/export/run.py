@@ -20,7 +20,7 @@ from t2i_align.config.loading import load_config, save_resolved
 from t2i_align.config.schema import RunConfig
 from t2i_align.errors import UserError
 from t2i_align.export.card import model_card
-from t2i_align.export.weights import DTYPES, lora_entries, save_kohya, save_lora, save_unet
+from t2i_align.export.weights import DTYPES, lora_entries, save_kohya, save_lora, save_unet, save_user_adapter
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 EMA_FILE, STATE_FILE, CONFIG_FILE, METRICS_FILE = "ema.safetensors", "state.json", "config.yaml", "metrics.jsonl"
@@ -39,7 +39,8 @@ def export_run(
     """Write portable weights, the model card and the configuration.
 
     A LoRA becomes ``pytorch_lora_weights.safetensors`` (and, with ``export.kohya``, a second file), a fully trained
-    UNet becomes ``unet/``. Files appear complete or not at all; earlier ones of the same names are replaced.
+    UNet becomes ``unet/``, a user adapter what ``personal.load_personal`` reads. Files appear complete or not at all;
+    earlier ones of the same names are replaced.
 
     Args:
         backbone: the policy, adapted as `config` says.
@@ -64,10 +65,12 @@ def export_run(
     staging.mkdir(parents=True)
     dtype = DTYPES[config.export.save_dtype]
     entries = lora_entries(backbone, weights, dtype) if config.model.train == "lora" else None
-    if entries is None:
-        save_unet(backbone, weights, dtype, staging)
-    else:
+    if entries is not None:
         save_lora(backbone, entries, config.model.lora, staging)
+    elif config.model.train == "user":
+        save_user_adapter(backbone, weights, dtype, staging)
+    else:
+        save_unet(backbone, weights, dtype, staging)
     card = model_card(config, backbone.pipeline_class.__name__, metrics, data_fingerprint)
     (staging / "README.md").write_text(card, encoding="utf-8")
     save_resolved(_movable(config), staging / CONFIG_FILE)
@@ -95,6 +98,10 @@ def export_checkpoint(run_dir: str | Path, checkpoint: str | Path | None, output
     folder = find_checkpoint(run_dir, checkpoint)
     plain = {"attention": "sdpa", "gradient_checkpointing": False, "compile": False}
     backbone = load_backbone(config.model.model_copy(update=plain), "cpu", torch.float32, needs_reference=False)
+    if config.personal is not None:
+        from t2i_align.personal.build import attach_saved
+
+        attach_saved(backbone, run_dir)
     averaged = folder / EMA_FILE
     load_trainable(
         backbone, averaged if config.training.ema.enabled and averaged.is_file() else folder / TRAINABLE_FILE

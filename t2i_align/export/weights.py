@@ -92,5 +92,14 @@ def save_unet(backbone: Backbone, weights: Mapping[str, Tensor], dtype: torch.dt
         unet.save_pretrained(folder / "unet", safe_serialization=True)
 
 
+def save_user_adapter(backbone: Backbone, weights: Mapping[str, Tensor], dtype: torch.dtype, folder: Path) -> None:
+    """Write the user adapter of the denoiser, ``personal_config.json`` and ``personal_weights.safetensors``."""
+    from t2i_align.personal.adapter import SUBMODULE
+    from t2i_align.personal.files import save_personal
+
+    own = {name.removeprefix(f"{SUBMODULE}."): tensor for name, tensor in weights.items()}
+    save_personal(getattr(backbone.unet, SUBMODULE), folder, dtype=dtype, weights=own)
+
+
 def _portable(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()

@@ -89,11 +89,12 @@ class UserAdapter(nn.Module):
     @contextmanager
     def condition(
         self,
-        tokens: Tensor,
+        tokens: Tensor | Callable[[], Tensor],
         scale: float = 1.0,
         guided: bool | Callable[[], bool] = False,
         negative: Tensor | None = None,
         ratio: float | Callable[[], float] = 1.0,
+        tiled: bool = False,
     ) -> Iterator[None]:
         """Inside, the UNet attends to these users.
 
@@ -102,16 +103,18 @@ class UserAdapter(nn.Module):
         that. The price is a third pass, of the conditional rows; r = 1 needs none.
 
         Args:
-            tokens: ``[R, M, W]`` for R prompts, or one for all; a call with a multiple of R rows repeats each in place.
+            tokens: ``[R, M, W]`` for R prompts, or one for all; or what makes them, asked at each call. A call with a
+                multiple of R rows repeats each in place.
             scale: of the user's attention; 0 is the reference.
             guided: whether calls hold the unconditional half first, fixed or asked at each call.
             negative: ``[M, W]`` for the unconditional half (a user to move away from); None is the null user.
             ratio: r, fixed or asked at each call.
+            tiled: a call with a multiple of R rows repeats all R as a block instead (winners, then losers).
         """
         outer = self._condition
         ask_guided = guided if callable(guided) else _constant(guided)
         ask_ratio = ratio if callable(ratio) else _constant(ratio)
-        self._condition = Condition(tokens, scale, ask_guided, negative, ask_ratio)
+        self._condition = Condition(tokens, scale, ask_guided, negative, ask_ratio, tiled)
         try:
             yield
         finally:

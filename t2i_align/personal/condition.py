@@ -17,18 +17,21 @@ class Condition:
     """What a UNet call is conditioned on besides its text.
 
     Attributes:
-        tokens: ``[R, M, W]``, one row per prompt, or one for all.
+        tokens: ``[R, M, W]``, one row per prompt, or one for all; or what makes them, asked at each call.
         scale: of the user's half of attention; 0 is the base.
         guided: whether a call holds the unconditional half first, as diffusers pipelines with guidance do.
         negative: ``[M, W]`` tokens of the unconditional half; None is the null user.
         ratio: user guidance; 1 is the plain conditional prediction, see `UserAdapter.condition`.
+        tiled: a call with a multiple of R rows holds all R prompts, then all of them again, as training does; else each
+            prompt's rows stand together.
     """
 
-    tokens: Tensor
+    tokens: Tensor | Callable[[], Tensor]
     scale: float = 1.0
     guided: Callable[[], bool] = lambda: False
     negative: Tensor | None = None
     ratio: Callable[[], float] = lambda: 1.0
+    tiled: bool = False
 
     def rows(self, count: int) -> Tensor:
         """``[count, M, W]`` for a call with `count` rows.
@@ -36,23 +39,25 @@ class Condition:
         Raises:
             UserError: a number of rows that the users cannot be spread over.
         """
+        tokens = self.tokens() if callable(self.tokens) else self.tokens
         if not self.guided():
-            return _spread(self.tokens, count)
+            return _spread(tokens, count, self.tiled)
         if count % 2:
             raise UserError("A guided call has an even number of rows.", str(count), "say guided=False")
-        positive = _spread(self.tokens, count // 2)
+        positive = _spread(tokens, count // 2, self.tiled)
         negative = (
             torch.zeros_like(positive) if self.negative is None else self.negative.to(positive).expand_as(positive)
         )
         return torch.cat([negative, positive])
 
 
-def _spread(tokens: Tensor, count: int) -> Tensor:
+def _spread(tokens: Tensor, count: int, tiled: bool) -> Tensor:
     if count % len(tokens):
         raise UserError(
             "The users do not fit the batch.", f"{len(tokens)} users, {count} rows", "give one user, or one per prompt"
         )
-    return tokens.repeat_interleave(count // len(tokens), dim=0)
+    times = count // len(tokens)
+    return tokens.repeat(times, 1, 1) if tiled else tokens.repeat_interleave(times, dim=0)
 
 
 def last_rows(value: Any, rows: int, keep: int) -> Any:

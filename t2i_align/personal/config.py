@@ -30,6 +30,7 @@ class PersonalConfig:
         caption_features: width of the captions' feature vectors (``pair_set``).
         hidden: inner width of ``pair_set`` and ``reward_vector``.
         names: users of a ``table``, rewards of a ``reward_vector``.
+        extractor: word that names the features of ``pair_set`` (see ``features``), kept so that new users can be shown.
     """
 
     encoder: EncoderKind
@@ -40,6 +41,7 @@ class PersonalConfig:
     caption_features: int = 0
     hidden: int = 256
     names: tuple[str, ...] = ()
+    extractor: str = ""
 
     def __post_init__(self) -> None:
         _one_of("encoder", self.encoder, get_args(EncoderKind))

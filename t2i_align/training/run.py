@@ -24,6 +24,7 @@ from t2i_align.data.sources import has_heldout
 from t2i_align.errors import UserError
 from t2i_align.export import export_run
 from t2i_align.online.provider import OnlinePairs
+from t2i_align.personal.build import build_personal
 from t2i_align.stepwise import build_stepwise
 from t2i_align.training.checkpoints import TrainState, load_checkpoint, resolve_resume, save_checkpoint
 from t2i_align.training.datasets import check_source, offline_provider
@@ -159,6 +160,9 @@ class _Run:
         if self.config.online is not None:
             pairs = OnlinePairs(self.config, self.config.online, self.backbone, self.accelerator, self._offline)
             return pairs, self._pair_step()
+        if self.config.personal is not None:
+            own = build_personal(self.config, self.config.personal, self.backbone, self.objective, self.accelerator)
+            return own.provider, own.step
         return self._offline(self.config), self._pair_step()
 
     def _offline(self, config: RunConfig) -> PairProvider:
@@ -230,6 +234,7 @@ class _Run:
             "pairs": self.provider.fingerprint,
             "rollout": None if self.config.rollout is None else self.config.rollout.model_dump(mode="json"),
             "online": None if self.config.online is None else self.config.online.model_dump(mode="json"),
+            "personal": None if self.config.personal is None else self.config.personal.model_dump(mode="json"),
             "effective_batch": effective_batch(training, self.accelerator.num_processes),
             "resolution": self.config.data.resolution,
             "ema": training.ema.model_dump(mode="json"),
@@ -298,7 +303,8 @@ class _Run:
 
     def _prepare_probe(self) -> None:
         """Held-out pairs are a data set's, also where training pairs come from rollouts."""
-        if not has_heldout(self.config.data):
+        personal = self.config.personal
+        if not has_heldout(self.config.data) and (personal is None or personal.heldout_users == 0):
             return
         offline = self.config.rollout is None and self.config.online is None
         pairs, step = (self.provider, self.step) if offline else (self._pairs(), self._pair_step())
@@ -329,17 +335,21 @@ class _Run:
         prompts = self.config.validation.validation_prompts
         if not prompts:
             return
-        folder = self.output_dir / "samples" / f"step-{step}"
-        draw_samples(
-            self.backbone.pipeline(),
-            self.config.validation,
-            folder,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            compose_grid(folder, prompts, folder.with_suffix(".png"))
+        guided = self.config.validation.guidance_scale > 1
+        personal = self.config.personal is not None
+        for word, sampling in self.step.validation_users(guided) if personal else [("", nullcontext())]:
+            folder = self.output_dir / "samples" / f"step-{step}{word}"
+            with sampling:
+                draw_samples(
+                    self.backbone.pipeline(),
+                    self.config.validation,
+                    folder,
+                    self.accelerator.process_index,
+                    self.accelerator.num_processes,
+                )
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                compose_grid(folder, prompts, folder.with_name(f"{folder.name}.png"))
 
     def _restore(self, checkpoint: Path) -> None:
         state = self.state()

@@ -40,6 +40,9 @@ def test_the_promised_recipes_exist() -> None:
         "sd15/lpo.yaml",
         "sdxl/lpo.yaml",
         "sdxl/spo.yaml",
+        "shapes/ppd.yaml",
+        "sd15/ppd.yaml",
+        "sdxl/ppd.yaml",
     }
     assert {name(path) for path in NOISY} == {"shapes/lrm.yaml", "shapes/spm.yaml", "sd15/lrm.yaml"}
 
@@ -136,6 +139,17 @@ def test_published_step_level_recipes(recipe, beta, rate, rank, low, high, candi
     assert (rollout.threshold.low, rollout.threshold.high) == (low, high)
     assert (rollout.candidates, rollout.prompts_per_rollout) == (candidates, prompts)
     assert (rollout.num_inference_steps, rollout.eta, rollout.guidance_scale) == (20, 1.0, 5.0)
+
+
+@pytest.mark.parametrize(("recipe", "processes"), [("sd15/ppd.yaml", 1), ("sdxl/ppd.yaml", 8)])
+def test_published_personal_recipe(recipe: str, processes: int) -> None:
+    """arXiv 2501.06655: four pairs per user, 768 pairs per step, 1e-5, one pass over 0.8 M pairs."""
+    config = load_config(CONFIGS / recipe)
+    training, personal = config.training, config.personal
+    assert personal is not None and personal.encoder == "pair_set" and personal.support_pairs == 4
+    assert processes * training.train_batch_size * training.gradient_accumulation_steps == 768
+    assert training.learning_rate == 1e-5 and round(800_000 / 768, -1) == training.max_train_steps
+    assert resolve(config.objective).needs_reference and config.model.train == "user"
 
 
 def test_published_latent_reward_model() -> None:

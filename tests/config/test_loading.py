@@ -66,7 +66,7 @@ training:
     for expected in (
         "output_dir: required key is missing",
         "seed: expected integer, at least 0  [command line]",
-        f"model.train: expected lora | full  [{path}:1]",
+        f"model.train: expected lora | full | user  [{path}:1]",
         "did you mean 'lora'?",
         f"data.resolution: expected integer, at least 1  [{path}:2]",
         "found: 'big' (text)",
