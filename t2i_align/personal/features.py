@@ -149,6 +149,7 @@ def _pixel_row(image: Image.Image) -> np.ndarray:
     histogram = np.zeros(BINS**3, dtype=np.float64)
     for corner in np.ndindex(2, 2, 2):
         share = np.prod(np.where(corner, upper_share, 1 - upper_share), axis=1)
-        np.add.at(histogram, (lower + corner) @ (BINS**2, BINS, 1), share)
+        cell = (lower + np.array(corner)) @ np.array([BINS**2, BINS, 1])
+        histogram += np.bincount(cell, weights=share, minlength=BINS**3)
     coarse = np.asarray(small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.float32)
     return np.concatenate([np.sqrt(histogram / len(pixels)), (coarse / 127.5 - 1).reshape(-1)]).astype(np.float32)
