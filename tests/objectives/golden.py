@@ -26,14 +26,17 @@ TENSORS = load_file(FOLDER / "tensors.safetensors")
 
 @dataclass
 class Case:
-    """An objective, its record, the leaf tensors the official gradient is taken to, and a factor on the
-    loss."""
+    """An objective, its record, the leaf tensors the official gradient is taken to, and a factor on the loss.
+
+    ``mirrored``: the official code has our losers in its winners' place.
+    """
 
     objective: Objective
     record: PairErrors
     prediction: Tensor | None = None
     logps: tuple[Tensor, Tensor] | None = None
     loss_scale: float = 1.0
+    mirrored: bool = False
 
 
 class Inputs:
@@ -76,15 +79,37 @@ def _pairs(inputs: Inputs, objective: Objective, target: Tensor | None = None, *
 
 
 def _official_dpo(inputs: Inputs) -> Case:
+    if "script" in inputs.params:
+        return _npo(inputs, inputs.params["beta"])
     return _pairs(inputs, build("dpo", beta=inputs.params["beta"]))
 
 
 def _diffusers_sd15(inputs: Inputs) -> Case:
     """No factor 1/2 there, so its beta is half of ours; its IPO leaves h unscaled, k = 1."""
     beta = inputs.params["beta"]
+    if "script" in inputs.params:
+        return _npo(inputs, 2 * beta)
     if inputs.params["loss_type"] == "ipo":
         return _pairs(inputs, build("ipo", beta=2.0, target=1 / (2 * beta)))
     return _pairs(inputs, build({"sigmoid": "dpo", "hinge": "hinge"}[inputs.params["loss_type"]], beta=2 * beta))
+
+
+def _npo(inputs: Inputs, beta: float) -> Case:
+    """Diffusion-NPO puts the disliked picture first and runs DPO; ours keeps the winner first and mirrors the logit."""
+    prediction, policy, reference = inputs.errors()
+    assert reference is not None
+    half = len(policy) // 2
+    record = PairErrors(policy[half:], policy[:half], reference[half:], reference[:half])
+    return Case(build("npo", beta=beta), record, prediction, mirrored=True)
+
+
+def _orpo_diffusers(inputs: Inputs) -> Case:
+    """Its log-odds are e_l - e_w, unscaled, once the sign is put right: CPO with k = 1, divided by b."""
+    b = inputs.params["beta_orpo"]
+    objective = build("cpo", beta=2.0, anchor={"name": "winner", "coefficient": 1 / b})
+    case = _pairs(inputs, objective)
+    case.loss_scale = b
+    return case
 
 
 def _mapo(inputs: Inputs) -> Case:
@@ -211,6 +236,7 @@ ADAPTERS: dict[str, Callable[[Inputs], Case]] = {
     "salesforce": _official_dpo,
     "dpo_sdxl": _official_dpo,
     "dpo_sd15": _diffusers_sd15,
+    "orpo_diffusers": _orpo_diffusers,
     "mapo": _mapo,
     "kto": _kto,
     "dro": _dro,

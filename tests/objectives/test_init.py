@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from t2i_align.objectives import PairErrors, build
+from t2i_align.objectives import PairErrors, build, describe
+from t2i_align.objectives.logits.grouped import discounted_gain_weights
 from t2i_align.objectives.presets import PRESETS
 from tests.objectives.records import random_record, slopes
 
@@ -34,37 +36,61 @@ def test_value_at_policy_equals_reference(name: str) -> None:
         assert loss.tolist() == pytest.approx([VALUE_AT_INIT[name]] * 6, abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("mapo", 0.1 + 0.1 * LOG2),
-        ("mapo_paper", 0.1 + LOG2 / 8),
-        ("orpo", 0.1 + 0.1 * LOG2),
-        ("cpo", 0.1 + LOG2),
-        ("ncp_cpo", 0.1 + LOG2),
-        ("simpo", math.log1p(math.exp(0.5))),
-        ("alphapo", math.log1p(math.exp(0.5))),
-    ],
-)
-def test_value_without_a_reference_where_the_errors_agree(name: str, value: float) -> None:
+WHERE_ERRORS_AGREE = {  # presets without a reference, at e_w = e_l = 0.1
+    "mapo": 0.1 + 0.1 * LOG2, "mapo_paper": 0.1 + LOG2 / 8, "orpo": 0.1 + 0.1 * LOG2, "cpo": 0.1 + LOG2,
+    "ncp_cpo": 0.1 + LOG2, "simpo": math.log1p(math.exp(0.5)), "alphapo": math.log1p(math.exp(0.5)),
+    "sft": 0.1, "ncp_sft": 0.1, "self_npo": 0.1,
+}  # fmt: skip
+OF_THE_DATA = {  # presets that read the data, from the record
+    "gapo": lambda r: LOG2 * (2 ** r.scores[:, 0] - 2 ** r.scores[:, 1]),
+    "video_dpo_weight": lambda r: LOG2 * 0.72 / r.frequencies,
+    "madpo": lambda r: LOG2 * torch.exp(-r.margins).clamp(0.5, 2),
+    "curriculum": lambda r: LOG2 * torch.ones(6),
+    "smpo": lambda r: LOG2 * torch.ones(6),
+    "modpo": lambda r: torch.log1p(torch.exp(0.2 * r.margins / 0.8)),
+    "ternary": lambda r: math.log1p(math.exp(0.5)) * torch.ones(6),  # wins; ties below
+    "rankdpo": lambda r: LOG2 * discounted_gain_weights(r.scores).sum((1, 2)) / 2,
+}
+
+
+@pytest.mark.parametrize("name", WHERE_ERRORS_AGREE)
+def test_value_without_a_reference_where_the_errors_agree(name: str) -> None:
     error = torch.full((2,), 0.1, dtype=torch.float64)
-    assert build(name)(PairErrors(error, error)).loss.tolist() == pytest.approx([value] * 2)
+    assert build(name)(PairErrors(error, error)).loss.tolist() == pytest.approx([WHERE_ERRORS_AGREE[name]] * 2)
 
 
-@pytest.mark.parametrize(
-    ("name", "per_log2"),
-    [
-        ("gapo", lambda r: 2 ** r.scores[:, 0] - 2 ** r.scores[:, 1]),
-        ("video_dpo_weight", lambda r: 0.72 / r.frequencies),
-        ("madpo", lambda r: torch.exp(-r.margins).clamp(0.5, 2)),
-        ("curriculum", lambda r: torch.ones(6)),
-        ("smpo", lambda r: torch.ones(6)),
-    ],
-)
-def test_weighted_value_at_policy_equals_reference(name: str, per_log2) -> None:
+@pytest.mark.parametrize("name", OF_THE_DATA)
+def test_value_at_policy_equals_reference_given_the_data(name: str) -> None:
     objective = build(name)
     record = random_record(objective, at_reference=True)
-    assert objective(record).loss.tolist() == pytest.approx((LOG2 * per_log2(record)).tolist())
+    assert objective(record).loss.tolist() == pytest.approx(OF_THE_DATA[name](record).tolist())
+
+
+def test_a_tie_under_ternary_starts_at_its_value() -> None:
+    record = replace(random_record(build("ternary"), at_reference=True), labels=torch.full((6,), 0.5))
+    tie = 2 * math.log1p(math.exp(0.5)) - math.log(math.e - 1)  # a = 1/2
+    assert build("ternary")(record).loss.tolist() == pytest.approx([tie] * 6)
+
+
+def test_every_preset_has_its_value_here() -> None:
+    constant = {name for name, value in VALUE_AT_INIT.items() if value}
+    assert constant | set(WHERE_ERRORS_AGREE) | set(OF_THE_DATA) == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_show_says_about_the_start_is_so(name: str) -> None:
+    """`objectives show` prints the number that the tests expect, where it is one number."""
+    printed = describe(name).split("policy == ref   ")[1].splitlines()[0]
+    if VALUE_AT_INIT.get(name):
+        assert printed.endswith(f"= {VALUE_AT_INIT[name]:.6g}")
+    else:
+        assert printed == build(name).at_init
+
+
+@pytest.mark.parametrize("name", ["sft", "ncp_sft", "self_npo"])
+def test_without_a_loser_the_winner_is_pulled(name: str) -> None:
+    found = slopes(build(name), random_record(build(name)))
+    assert set(found) == {"policy_winner"} and (found["policy_winner"] > 0).all()
 
 
 @pytest.mark.parametrize("name", sorted(set(PRESETS) - SIGN_EXCEPTIONS - {"rankdpo"}))

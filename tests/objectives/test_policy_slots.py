@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from t2i_align.backbones.embeddings import PromptEmbeddings
 from t2i_align.errors import UserError
-from t2i_align.objectives import build, snr_table
+from t2i_align.objectives import PairErrors, build, snr_table
 from t2i_align.objectives.error_metrics import CleanError, Denoised, PredictionError
 from t2i_align.objectives.feature_error import PerceptualError
 from t2i_align.objectives.latents import DdimInversion, LatentRequest, PolicyRollout, SharedNoise, TruncatedRollout
@@ -20,7 +21,7 @@ from tests.objectives.golden import FOLDER, TENSORS
 
 GOLDEN = load_file(FOLDER / "inversion.safetensors")
 ALPHAS = TENSORS["schedule.alphas_cumprod"]
-CASES = sorted({name.rsplit(".", 1)[0] for name in GOLDEN if "." in name})
+CASES = sorted({name.rsplit(".", 1)[0] for name in GOLDEN if "_inversion_" in name})
 
 
 class Toy:
@@ -78,6 +79,15 @@ def test_released_inversion_against_the_official_loops(case: str) -> None:
     for ours, name in ((found.noisy, "noisy"), (found.target, "pseudo_noise")):
         expected = GOLDEN[f"{case}.{name}"]
         assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max(), name
+
+
+@pytest.mark.parametrize("steps", [10, 5])
+def test_the_whole_released_inversion_is_that_of_diffusers(steps: int) -> None:
+    """DDIMInverseScheduler of diffusers 0.20 on the configuration of Stable Diffusion, to its last step."""
+    latents = GOLDEN["latents"].double()
+    found = DdimInversion(steps=steps, grid="released")(Toy(), request(latents, [999] * 2)).noisy
+    expected = GOLDEN[f"ddim_inverse_{steps}steps_sd_config_v0.20.x_T"]
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("renoise", [0, 1, 3])
@@ -150,6 +160,19 @@ def test_identity_features_give_the_error_of_the_noise() -> None:
     previous = torch.cat([torch.ones(1), ALPHAS[[0, 499, 998]]]).double()
     alpha = signal / previous
     assert torch.allclose(bare, (1 - alpha).square() / (alpha * (1 - signal)) * expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "base"), [("ncp_dpo", "dpo"), ("ncp_cpo", "cpo"), ("ncp_sft", "sft")])
+def test_ncp_with_identity_features_is_its_base(name: str, base: str) -> None:
+    """From predictions to losses."""
+    passes = [replace(denoised([3, 600], lambda x, t: [x]), prediction=random_latents(2, seed)) for seed in range(4)]
+
+    def loss(preset: str) -> Tensor:
+        objective = build(preset)
+        e_w, e_l, r_w, r_l = (objective.error(one) for one in passes)
+        return objective(PairErrors(e_w, e_l, r_w, r_l)).loss
+
+    assert torch.allclose(loss(name), loss(base), rtol=1e-6)
 
 
 def test_orthogonal_features_change_nothing_and_blocks_are_averaged() -> None:

@@ -49,10 +49,9 @@ def test_is_dpo(name: str, options: dict, data: dict) -> None:
 
 def test_smoothed_by_score_with_weight_one_is_dpo() -> None:
     """SmPO's logit with gamma (2p - 1) = 1 leaves InPO, which is DPO on inverted latents."""
-    gamma = 1 / (2 * torch.sigmoid(torch.tensor(0.7)).item() - 1)
-    logit = {"name": "smoothed_by_score", "beta": 5000, "gamma": gamma}
-    record = replace(PAIRS, margins=0.7 * ONES)
-    assert torch.allclose(build("dpo", logit=logit)(record).loss, DPO(PAIRS).loss, rtol=1e-6)
+    logit = {"name": "smoothed_by_score", "beta": 5000, "gamma": 1.0}
+    certain = replace(PAIRS, margins=1e4 * ONES)  # p = 1
+    assert torch.equal(build("dpo", logit=logit)(certain).loss, DPO(PAIRS).loss)
 
 
 def test_npo_is_dpo_of_the_swapped_pair() -> None:
@@ -61,11 +60,37 @@ def test_npo_is_dpo_of_the_swapped_pair() -> None:
 
 
 def test_smpo_with_weight_one_is_inpo() -> None:
-    gamma = 1 / (2 * torch.sigmoid(torch.tensor(0.7)).item() - 1)
-    record = replace(PAIRS, margins=0.7 * ONES)
-    smpo = build("smpo", gamma=gamma, latents={"name": "ddim_inversion", "steps": 10, "eta": 0.1})
+    smpo = build("smpo", gamma=1.0, latents={"steps": 10, "eta": 0.1, "renoise": 0})
     assert smpo.latents == build("inpo").latents
-    assert torch.allclose(smpo(record).loss, build("inpo")(PAIRS).loss, rtol=1e-6)
+    certain = replace(PAIRS, margins=1e4 * ONES)  # 2p - 1 = 1
+    assert torch.equal(smpo(certain).loss, build("inpo")(PAIRS).loss)
+
+
+def test_dpo_shift_towards_zero_is_the_winner_alone() -> None:
+    loss = build("dpo_shift", lam=1e-300)(PAIRS).loss
+    assert torch.equal(loss, torch.nn.functional.softplus(-2500 * (PAIRS.r_w - PAIRS.e_w)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "base"),
+    [
+        ("inpo", {"latents": "shared_noise", "beta": 5000}, "dpo"),
+        ("dcpo", {"beta": 5000}, "dpo"),
+        ("ncp_dpo", {"error": "prediction"}, "dpo"),
+        ("ncp_cpo", {"error": "prediction"}, "cpo"),
+        ("ncp_sft", {"error": "prediction"}, "sft"),
+        ("rethinking_dpo", {"timestep": "uniform", "reference": "initial"}, "dpo"),
+        ("video_dpo_weight", {"weight": "none"}, "dpo"),
+        ("curriculum", {"weight": "none"}, "dpo"),
+        ("dro", {"latents": "shared_noise", "beta": 5000, "margin": 1.0}, "hinge"),
+        ("npo", {"logit": "full"}, "dpo"),
+        ("simpo", {"gamma": 0.0, "anchor": "winner"}, "cpo"),
+        ("self_npo", {"latents": "shared_noise", "error": "prediction"}, "sft"),
+    ],
+)
+def test_one_slot_away_is_another_preset(name: str, options: dict, base: str) -> None:
+    """Not only the loss: every slot, so that a run draws and measures the same."""
+    assert build(name, **options).slots == build(base).slots
 
 
 def test_dro_with_the_losers_of_the_data_is_a_hinge() -> None:
