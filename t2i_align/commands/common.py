@@ -77,6 +77,25 @@ def negative_models(words: Sequence[str] | None, models: Iterable[str]) -> dict[
     return chosen
 
 
+def chosen_users(words: Sequence[str] | None, models: dict[str, str], base: str | None) -> dict[str, str]:
+    """``[NAME=]WHO`` options: who asks each model; without a name, all models that are user adapters."""
+    if not words:
+        return {}
+    from t2i_align.backbones import identify_model
+
+    chosen: dict[str, str] = {}
+    for word in words:
+        name, equals, who = word.partition("=")
+        if equals and name in models:  # a reward's name may stand before = too
+            chosen[name] = who
+            continue
+        adapters = [model for model, path in models.items() if identify_model(path, base).kind == "user"]
+        if not adapters:
+            raise UserError("None of the models knows users.", word, "give a run of a personal section")
+        chosen |= dict.fromkeys(adapters, word)
+    return chosen
+
+
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None] | None]:
     """A callback (what, done, total) that draws a bar on stderr; None where stderr is no terminal."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from t2i_align.commands.common import OutputDir, named_models, named_values, negative_models
+from t2i_align.commands.common import OutputDir, chosen_users, named_models, named_values, negative_models
 
 Models = Annotated[
     list[str],
@@ -46,6 +46,19 @@ Negative = Annotated[
 NegativeMerge = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Share of a model's own change that its negative model takes over.")
 ]
+User = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--user",
+        metavar="[NAME=]WHO",
+        help="For whom NAME, or every user adapter, makes pictures: pairs.parquet#USER, a known name, null, "
+        "file.safetensors#NAME, reward=weight,..., or a mixture 0.7*WHO+0.3*WHO; may be repeated.",
+    ),
+]
+UserScale = Annotated[float, typer.Option(min=0.0, help="Strength of the user's attention; 0 is the base model.")]
+UserGuidance = Annotated[
+    float | None, typer.Option(min=0.0, help="Guidance over the user, at a third pass; as over the prompt by default.")
+]
 Device = Annotated[str | None, typer.Option(help="Such as cuda:0; CUDA where there is one by default.")]
 Dtype = Annotated[str | None, typer.Option(help="fp32, fp16 or bf16; fp16 on CUDA, fp32 on a CPU by default.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace pictures made with other settings.")]
@@ -65,6 +78,9 @@ def generate(
     base: Base = None,
     negative_model: Negative = None,
     negative_merge: NegativeMerge = 0.0,
+    user: User = None,
+    user_scale: UserScale = 1.0,
+    user_guidance: UserGuidance = None,
     device: Device = None,
     dtype: Dtype = None,
     overwrite: Overwrite = False,
@@ -74,6 +90,7 @@ def generate(
     A stopped command goes on where it was.
     """
     from t2i_align.evaluation.generate import run
+    from t2i_align.evaluation.users import UserChoice
 
     named = named_models(models)
     folders = run(
@@ -90,6 +107,7 @@ def generate(
         base=base,
         negative=negative_models(negative_model, named),
         negative_merge=negative_merge,
+        users=UserChoice(chosen_users(user, named, base), user_scale, user_guidance),
         device=device,
         dtype=dtype,
         overwrite=overwrite,
@@ -126,6 +144,9 @@ def evaluate(
     base: Base = None,
     negative_model: Negative = None,
     negative_merge: NegativeMerge = 0.0,
+    user: User = None,
+    user_scale: UserScale = 1.0,
+    user_guidance: UserGuidance = None,
     device: Device = None,
     dtype: Dtype = None,
     overwrite: Overwrite = False,
@@ -136,6 +157,7 @@ def evaluate(
     scores.parquet. A stopped command goes on where it was.
     """
     from t2i_align.evaluation.evaluate import REPORT_FILE, run
+    from t2i_align.evaluation.users import UserChoice
 
     named = named_models(models)
     evaluation = run(
@@ -158,6 +180,7 @@ def evaluate(
         base=base,
         negative=negative_models(negative_model, named),
         negative_merge=negative_merge,
+        users=UserChoice(chosen_users(user, named, base), user_scale, user_guidance),
         device=device,
         dtype=dtype,
         tolerance=tolerance,

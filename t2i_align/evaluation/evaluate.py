@@ -13,6 +13,7 @@ from t2i_align.evaluation.manifest import read_settings
 from t2i_align.evaluation.prompts import PromptSet, load_prompts
 from t2i_align.evaluation.results import Evaluation
 from t2i_align.evaluation.scorers import Scorer
+from t2i_align.evaluation.users import UserChoice
 
 REPORT_FILE = "report.html"
 
@@ -38,6 +39,7 @@ def run(
     base: str | Path | None = None,
     negative: Mapping[str, str | Path] | None = None,
     negative_merge: float = 0.0,
+    users: UserChoice = generate.NOBODY,
     device: str | None = None,
     dtype: str | None = None,
     tolerance: float = 0.0,
@@ -90,6 +92,7 @@ def run(
         base=base,
         negative=negative,
         negative_merge=negative_merge,
+        users=users,
         device=device,
         dtype=dtype,
         overwrite=overwrite,
@@ -108,6 +111,9 @@ def run(
             "base": None if base is None else str(base),
             "negative": {name: str(path) for name, path in (negative or {}).items()},
             "negative_merge": negative_merge,
+            "users": dict(users.who),
+            "user_scale": users.scale,
+            "user_guidance": users.guidance_scale,
             "dtype": read_settings(folders[baseline])["dtype"],
             "prompts": str(prompts) if isinstance(prompts, str | Path) else prompt_set.name,
             "limit": limit,

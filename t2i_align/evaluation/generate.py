@@ -24,9 +24,11 @@ from t2i_align.evaluation.manifest import (
 from t2i_align.evaluation.negative import attach, merge
 from t2i_align.evaluation.prompts import PromptSet, load_prompts
 from t2i_align.evaluation.sampling import sample_images
+from t2i_align.evaluation.users import UserChoice
 from t2i_align.randomness import address_hash
 
 __all__ = ["grid", "picture_seed", "run", "sample_images"]
+NOBODY = UserChoice()
 
 
 def run(
@@ -44,6 +46,7 @@ def run(
     base: str | Path | None = None,
     negative: Mapping[str, str | Path] | None = None,
     negative_merge: float = 0.0,
+    users: UserChoice = NOBODY,
     device: str | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
@@ -64,6 +67,7 @@ def run(
         base: base model of entries that are only adapters.
         negative: name -> model that answers the unconditional half of guidance, see ``negative``.
         negative_merge: share of the model's own change that its negative model takes over.
+        users: for whom the pictures of user adapters are made.
         device: None is CUDA where there is one, else the CPU.
         dtype: fp32, fp16 or bf16; None is fp16 on CUDA and fp32 on the CPU.
         overwrite: replace pictures made with other settings instead of refusing.
@@ -77,6 +81,9 @@ def run(
     _check(models, seeds_per_prompt, num_inference_steps, batch_size)
     negative = dict(negative or {})
     _check_negative(models, negative, guidance_scale)
+    opened = users.open(models, base)
+    if both := sorted(set(opened.tokens) & set(negative)):
+        raise UserError("A user adapter has no negative model.", ", ".join(both), "leave --negative-model out for it")
     device, precision = _device_and_dtype(device, dtype)
     wanted = _pictures(load_prompts(prompts), seeds_per_prompt, seed)
     folders = {name: Path(output_dir) / name for name in models}
@@ -87,6 +94,7 @@ def run(
             of_negative = _identify(negative[name], base)
             description += f"; away from {of_negative[0]}, merged {negative_merge:g}"
             contents += f" negative {of_negative[1]} {negative_merge:g}"
+        description, contents = description + opened.identity(name)[0], contents + opened.identity(name)[1]
         settings = Settings(
             model=description,
             fingerprint=contents,
@@ -113,10 +121,11 @@ def run(
                 pipeline = _load(model, base, precision, device)
                 if name in negative:
                     _add_negative(pipeline, model, negative[name], base, precision, device, negative_merge)
-                for start in range(0, len(todo[name]), batch_size):
-                    batch = todo[name][start : start + batch_size]
-                    _draw(pipeline, folders[name], batch, name, sampling)
-                    progress.advance(bar, len(batch))
+                with opened.drawing(pipeline, name):
+                    for start in range(0, len(todo[name]), batch_size):
+                        batch = todo[name][start : start + batch_size]
+                        _draw(pipeline, folders[name], batch, name, sampling)
+                        progress.advance(bar, len(batch))
                 del pipeline
                 _release_memory()
     return folders

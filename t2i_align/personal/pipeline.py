@@ -28,12 +28,12 @@ class Personal:
     """A pipeline's user adapter and the users it knows; `load_personal` makes one.
 
     Args:
-        pipeline: whose UNet holds the adapter.
+        pipeline: whose UNet holds the adapter; None to ask for tokens only.
         adapter: installed.
         users: tokens ``[M, W]`` by name.
     """
 
-    def __init__(self, pipeline: DiffusionPipeline, adapter: UserAdapter, users: Mapping[str, Tensor]) -> None:
+    def __init__(self, pipeline: DiffusionPipeline | None, adapter: UserAdapter, users: Mapping[str, Tensor]) -> None:
         self.pipeline, self.adapter = pipeline, adapter
         self._users = dict(users)
 
@@ -116,13 +116,17 @@ class Personal:
                 "User and negative user need tokens of one shape.", f"{list(tokens.shape[1:])}, {list(away.shape)}"
             )
 
+        pipeline = self.pipeline
+        if pipeline is None:
+            raise UserError("There is no pipeline to make pictures with.", fix="use load_personal(pipeline, folder)")
+
         def guided() -> bool:
-            return bool(self.pipeline.do_classifier_free_guidance)
+            return bool(pipeline.do_classifier_free_guidance)
 
         def ratio() -> float:
             if guidance_scale is None:
                 return 1.0
-            return guidance_scale / (self.pipeline.guidance_scale if guided() else 1.0)
+            return guidance_scale / (pipeline.guidance_scale if guided() else 1.0)
 
         with self.adapter.condition(tokens, scale, guided, away, ratio):
             yield

@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor
 
-from t2i_align.personal.adapter import UserAdapter
+from t2i_align.personal.adapter import UserAdapter, add_user_adapter
 from t2i_align.personal.config import PersonalConfig
 
 TABLE = PersonalConfig("table", num_tokens=3, token_width=8, names=("anna", "ben"))
@@ -63,3 +68,9 @@ def picture(pipe: DiffusionPipeline, guidance_scale: float = 4.0, **kwargs: Any)
         "output_type": "latent",
     }
     return pipe(kwargs.pop("prompt", "a red circle"), **given, **kwargs).images
+
+
+def add_adapter(folder: Path, config: PersonalConfig) -> UserAdapter:
+    """A new adapter in the denoiser of a pipeline folder, nothing else loaded."""
+    torch.manual_seed(0)
+    return add_user_adapter(UNet2DConditionModel.from_pretrained(folder, subfolder="unet"), config)

@@ -106,6 +106,12 @@ def _commands(evaluation: Evaluation, runs: Mapping[str, str | Path]) -> list[st
         evaluate += ["--negative-model", f"{name}={negative}"]
     if settings.get("negative_merge"):
         evaluate += ["--negative-merge", str(settings["negative_merge"])]
+    for name, who in (settings.get("users") or {}).items():
+        evaluate += ["--user", f"{name}={who}"]
+    if settings.get("user_scale", 1.0) != 1.0:
+        evaluate += ["--user-scale", str(settings["user_scale"])]
+    if settings.get("user_guidance") is not None:
+        evaluate += ["--user-guidance", str(settings["user_guidance"])]
     for name in ("base", "dtype"):
         if settings.get(name):
             evaluate += [f"--{name}", str(settings[name])]

@@ -1,0 +1,151 @@
+"""A user in one word, and pictures of several models for several users."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageChops
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from t2i_align.cli import app
+from t2i_align.errors import UserError
+from t2i_align.evaluation.generate import run
+from t2i_align.evaluation.users import UserChoice
+from t2i_align.personal.config import PersonalConfig
+from t2i_align.personal.features import PixelFeatures, open_extractor
+from t2i_align.personal.files import read_personal, save_personal
+from t2i_align.personal.pipeline import Personal
+from t2i_align.personal.who import answers_of, split_terms, tokens_of
+from tests.training.runs import write_pairs
+
+from .common import TABLE, add_adapter, open_up
+
+PIXELS = PixelFeatures()
+OF_PAIRS = PersonalConfig(
+    "pair_set", 3, 8, hidden=16, features=PIXELS.width, caption_features=PIXELS.caption_width, extractor="pixels"
+)
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of adapters that look trained."""
+    folder = tmp_path_factory.mktemp("adapters")
+    rewards = PersonalConfig("reward_vector", 3, 8, names=("clip", "aesthetic"))
+    made = {}
+    for name, config in {"table": TABLE, "pair_set": OF_PAIRS, "reward_vector": rewards}.items():
+        adapter = add_adapter(tiny_sd, config)
+        open_up(adapter)
+        made[name] = save_personal(adapter, folder / name)
+    return made
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs") / "answers.parquet", count=12)
+
+
+def opened(folder: Path) -> Personal:
+    saved = read_personal(folder)
+    return Personal(None, saved.adapter, saved.users)
+
+
+def test_names_and_mixtures(adapters: dict[str, Path]) -> None:
+    personal = opened(adapters["table"])
+    anna, ben = personal.tokens("anna"), personal.tokens("ben")
+    assert torch.equal(tokens_of(personal, "anna"), anna)
+    assert torch.allclose(tokens_of(personal, "0.7*anna + 0.3*ben"), 0.7 * anna + 0.3 * ben)
+    assert torch.allclose(tokens_of(personal, "2*anna+-1*ben"), 2 * anna - ben)
+    assert not tokens_of(personal, "null").any()
+    assert split_terms("a+0.5*b") == [(1.0, "a"), (0.5, "b")]
+    for word, message in (("clara", "Unknown user"), ("0.5*", "Unknown user"), ("anna+", "missing"), ("x=1", "reward")):
+        with pytest.raises(UserError, match=message):
+            tokens_of(personal, word)
+
+
+def test_answers_of_one_user(adapters: dict[str, Path], pairs: Path, tmp_path: Path) -> None:
+    personal = opened(adapters["pair_set"])
+    first, second = tokens_of(personal, f"{pairs}#0"), tokens_of(personal, f"{pairs}#1")
+    assert first.shape == (3, 8) and not torch.allclose(first, second)
+    half = tokens_of(personal, f"0.5*{pairs}#0+0.5*{pairs}#1")
+    assert torch.allclose(half, (first + second) / 2, atol=1e-6)
+    source = answers_of(str(pairs), "0")
+    assert len(source) == 4 and set(source.users()) == {"0"}
+    for word, message in ((str(pairs), "Whose answers"), (f"{pairs}#9", "gave no answer")):
+        with pytest.raises(UserError, match=message):
+            tokens_of(personal, word)
+    with pytest.raises(UserError, match="does not encode comparisons"):
+        tokens_of(opened(adapters["table"]), f"{pairs}#0")
+    save_file({"anna": first}, tmp_path / "fitted.safetensors")
+    assert torch.equal(tokens_of(personal, str(tmp_path / "fitted.safetensors")), first)
+    with pytest.raises(UserError, match="Unknown user"):
+        tokens_of(personal, f"{tmp_path / 'fitted.safetensors'}#ben")
+
+
+def test_reward_weights(adapters: dict[str, Path]) -> None:
+    personal = opened(adapters["reward_vector"])
+    both = tokens_of(personal, "clip=0.5,aesthetic=0.5")
+    assert torch.allclose(both, tokens_of(personal, "0.5*clip=1+0.5*aesthetic=1"), atol=1e-6)
+    with pytest.raises(UserError, match="is a number"):
+        tokens_of(personal, "clip=much")
+    with pytest.raises(UserError, match="Unknown reward"):
+        tokens_of(personal, "beauty=1")
+
+
+def picture(folder: Path) -> Image.Image:
+    return Image.open(folder / "images" / "00000.png").convert("RGB")
+
+
+def same(first: Path, second: Path) -> bool:
+    return ImageChops.difference(picture(first), picture(second)).getbbox() is None
+
+
+def test_models_make_pictures_for_their_users(tiny_sd: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
+    table = adapters["table"]
+    models = {"base": tiny_sd, "nobody": table, "off": table, "anna": table, "ben": table}
+    sampling = {"num_inference_steps": 1, "height": 32, "width": 32, "base": tiny_sd, "show_progress": False}
+    who = {"nobody": "null", "off": "0*anna", "anna": "anna", "ben": "ben"}
+    made = run(models, ["a fox"], tmp_path, users=UserChoice(who), **sampling)
+    assert same(made["base"], made["nobody"]) and same(made["base"], made["off"])
+    assert not same(made["base"], made["anna"]) and not same(made["anna"], made["ben"])
+    scaled = run({"anna": table}, ["a fox"], tmp_path / "0", users=UserChoice({"anna": "anna"}, scale=0.0), **sampling)
+    assert same(scaled["anna"], made["base"])
+    with pytest.raises(UserError, match="other settings"):  # pictures for another user are other pictures
+        run(models, ["a fox"], tmp_path, users=UserChoice({**who, "anna": "ben"}), **sampling)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (UserChoice(), "say for whom"),
+        (UserChoice({"tuned": "anna", "base": "anna"}), "knows no users"),
+        (UserChoice({"tuned": "anna", "other": "anna"}), "not compared"),
+        (UserChoice({}, scale=2.0), "need a --user"),
+        (UserChoice({"tuned": "clara"}), "Unknown user"),
+    ],
+)
+def test_mistakes_are_found_before_the_first_picture(choice, message, tiny_sd, adapters, tmp_path) -> None:
+    with pytest.raises(UserError, match=message):
+        run({"base": tiny_sd, "tuned": adapters["table"]}, ["a fox"], tmp_path / "out", users=choice, base=tiny_sd)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_takes_users(tiny_sd: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a fox\n")
+    words = ["generate", f"a={adapters['reward_vector']}", "--user", "clip=0.7,aesthetic=0.3", "--base", str(tiny_sd)]
+    words += ["--prompts", str(tmp_path / "prompts.txt"), "--num-inference-steps", "1", "--height", "32"]
+    result = CliRunner().invoke(app, [*words, "--width", "32", "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out/a/images/00000.png").is_file()
+
+
+def test_pixel_features_see_colour_and_brightness() -> None:
+    colours = [(200, 30, 30), (30, 30, 200), (210, 40, 30)]
+    red, blue, other = PIXELS.pictures([Image.new("RGB", (20, 30), colour) for colour in colours])
+    assert red.shape == (PIXELS.width,) and red @ other > red @ blue
+    words = PIXELS.captions(["a red fox", "Fox, a RED", "a blue cat"])
+    assert torch.allclose(words[0], words[1]) and not torch.allclose(words[0], words[2])
+    with pytest.raises(UserError, match="personal.features"):
+        open_extractor("no/such/folder/anywhere")
