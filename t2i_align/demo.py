@@ -96,10 +96,11 @@ def _train(config: RunConfig, output_dir: Path, *, shuffle_labels: bool) -> Trai
 
 
 def _report(evaluation: evaluate.Evaluation, output_dir: Path, tuned: TrainResult, control: TrainResult) -> Path:
+    from t2i_align.evaluation.drift import measure
     from t2i_align.evaluation.report import render
 
     runs = {"tuned": tuned.output_dir, "control": control.output_dir}
-    return render(evaluation, output_dir / evaluate.REPORT_FILE, runs)
+    return render(evaluation, output_dir / evaluate.REPORT_FILE, runs, drift=measure(evaluation))
 
 
 def _conclude(summary: dict, report: Path, say: Callable[[str], None]) -> None:

@@ -130,6 +130,18 @@ def evaluate(
         list[str] | None,
         typer.Option("--run", metavar="NAME=FOLDER", help="Run folder of a model, for its training curves."),
     ] = None,
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="Judge every checkpoint of a run, for score against training step."),
+    ] = None,
+    drift: Annotated[bool, typer.Option("--drift/--no-drift", help="Measure what changed beside the scores.")] = True,
+    proxy: Annotated[
+        str | None, typer.Option(metavar="SCORER[:DIMENSION]", help="Score the models were trained on.")
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(help="CLIP-based reward model by which variety is measured; one of the scorers, or the VAE."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
     shuffle_prompts: Shuffle = False,
     tolerance: Annotated[float, typer.Option(min=0.0, help="Score differences up to this size are ties.")] = 0.0,
@@ -168,6 +180,10 @@ def evaluate(
         baseline=baseline,
         control=control,
         runs=named_values(run_folder, "--run"),
+        checkpoints=named_values(checkpoints, "--checkpoints"),
+        drift=drift,
+        proxy=proxy,
+        features=features,
         limit=limit,
         shuffle_prompts=shuffle_prompts,
         seeds_per_prompt=seeds_per_prompt,

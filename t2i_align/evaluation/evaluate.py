@@ -9,6 +9,7 @@ from typing import Any
 
 from t2i_align.errors import UserError
 from t2i_align.evaluation import generate, score, statistics
+from t2i_align.evaluation.checkpoints import expand
 from t2i_align.evaluation.manifest import read_settings
 from t2i_align.evaluation.prompts import PromptSet, load_prompts
 from t2i_align.evaluation.results import Evaluation
@@ -27,6 +28,10 @@ def run(
     baseline: str | None = None,
     control: str | None = None,
     runs: Mapping[str, str | Path] | None = None,
+    checkpoints: Mapping[str, str | Path] | None = None,
+    drift: bool = True,
+    proxy: str | None = None,
+    features: str | None = None,
     limit: int | None = None,
     shuffle_prompts: bool = False,
     seeds_per_prompt: int = 1,
@@ -59,6 +64,10 @@ def run(
         baseline: name of the model that the others are compared with; None is ``base``, or else the first.
         control: name of the model that must not win (trained on shuffled labels).
         runs: model name -> its run folder, for training curves and configuration in the report.
+        checkpoints: name -> run folder of which every checkpoint is judged too, for score against training step.
+        drift: measure what changed beside the scores, see ``drift.measure``, for the report.
+        proxy: score the models were trained on, ``SCORER`` or ``SCORER:DIMENSION``; it must be among the scores.
+        features: CLIP-based reward model by which variety is measured.
         limit: only the first prompts.
         shuffle_prompts: bring the prompts into a fixed random order first, so that a limited set is a fair sample.
         tolerance: score differences up to this size are ties.
@@ -71,11 +80,13 @@ def run(
         UserError: fewer than two models, an unknown baseline or control, and everything the steps raise.
     """
     started = time.perf_counter()
+    output_dir = Path(output_dir)
     paths = {name: str(path) for name, path in models.items()}
     baseline = baseline or ("base" if "base" in paths else next(iter(paths), ""))
+    exported, steps = expand(checkpoints or {}, output_dir / "checkpoints")
+    paths |= exported
     _check(paths, baseline, control, scorers)
     prompt_set = load_prompts(prompts, limit, shuffle_prompts)
-    output_dir = Path(output_dir)
     sampling: dict[str, Any] = {
         "seeds_per_prompt": seeds_per_prompt,
         "num_inference_steps": num_inference_steps,
@@ -117,6 +128,10 @@ def run(
             "dtype": read_settings(folders[baseline])["dtype"],
             "prompts": str(prompts) if isinstance(prompts, str | Path) else prompt_set.name,
             "limit": limit,
+            "checkpoints": steps,
+            "checkpoint_runs": {name: str(folder) for name, folder in (checkpoints or {}).items()},
+            "proxy": proxy,
+            "features": features,
             "shuffle_prompts": shuffle_prompts,
             "scorers": [spec if isinstance(spec, str) else spec.name for spec in scorers],
             "seconds": round(time.perf_counter() - started, 1),
@@ -128,9 +143,11 @@ def run(
     )
     evaluation.write()
     if report:
+        from t2i_align.evaluation.drift import measure
         from t2i_align.evaluation.report import render
 
-        render(evaluation, output_dir / REPORT_FILE, runs or {})
+        measured = measure(evaluation, features=features, proxy=proxy, device=device) if drift else None
+        render(evaluation, output_dir / REPORT_FILE, runs or {}, drift=measured)
     return evaluation
 
 

@@ -82,6 +82,13 @@ class Evaluation:
         return [name for name in self.models if name not in (self.baseline, self.control)]
 
     @property
+    def on_trial(self) -> str:
+        """The model of the verdict: the first subject that is no checkpoint, else the last checkpoint."""
+        of_runs = [name for steps in (self.settings.get("checkpoints") or {}).values() for name in steps.values()]
+        named = [name for name in self.subjects if name not in of_runs]
+        return next(iter([*named, *of_runs[::-1], *([self.control] if self.control else [])]))
+
+    @property
     def primary(self) -> tuple[str, str]:
         """(scorer, dimension) of the verdict, fixed in advance: the first dimension of the first scorer."""
         return self.scores.dimensions[0]
@@ -151,8 +158,8 @@ class Evaluation:
         )
 
     def verdict(self, model: str | None = None) -> Verdict:
-        """What may be said about a model (the first subject by default)."""
-        return self.comparison(model or self.subjects[0]).verdict
+        """What may be said about a model (the one on trial by default)."""
+        return self.comparison(model or self.on_trial).verdict
 
     def control_verdict(self, model: str | None = None) -> Verdict | None:
         """What the control says about a model; None without a control."""

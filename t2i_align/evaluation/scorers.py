@@ -75,13 +75,13 @@ class RewardModelScorer:
     def __init__(self, spec: str, device: str | None) -> None:
         from t2i_align.rewards.scorers import load_scorer
 
-        self._scorer = load_scorer(spec, device)
-        self.name = str(self._scorer.name)
-        self.version = str(self._scorer.version)
+        self.inner = load_scorer(spec, device)
+        self.name = str(self.inner.name)
+        self.version = str(self.inner.version)
 
     def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Mapping[str, np.ndarray]:
         """See ``Scorer``."""
-        return {"overall": np.asarray(self._scorer.score(list(prompts), list(images)), dtype=np.float64)}
+        return {"overall": np.asarray(self.inner.score(list(prompts), list(images)), dtype=np.float64)}
 
 
 BUILT_IN: dict[str, Callable[[], Scorer]] = {"oracle": OracleScorer}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,13 +36,16 @@ class Series:
     markers: bool = False
 
 
-def line_chart(series: Sequence[Series], label: str, reference: float | None = None) -> Markup:
+def line_chart(
+    series: Sequence[Series], label: str, reference: float | None = None, marks: Mapping[str, float] | None = None
+) -> Markup:
     """A line chart as SVG markup.
 
     Args:
         series: at least one with a finite point.
         label: what a screen reader says.
         reference: a dashed horizontal line, e.g. 0 or chance.
+        marks: word -> x of a vertical line with that word; words at one place are joined.
     """
     kept = [_thin(one) for one in series if np.isfinite(one.y).any()]
     x_low, x_high = min(one.x.min() for one in kept), max(one.x.max() for one in kept)
@@ -57,6 +60,7 @@ def line_chart(series: Sequence[Series], label: str, reference: float | None = N
         y = frame.y(reference)
         parts.append(f'<line class="reference" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
     parts += [_trace(frame, one) for one in kept]
+    parts += _marks(frame, marks or {})
     data = escape(json.dumps(_readout(frame, kept)))
     return Markup(
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}" '
@@ -148,6 +152,21 @@ def _x_axis(frame: _Frame) -> str:
         for tick in ticks
     ]
     return "".join(labels)
+
+
+def _marks(frame: _Frame, marks: Mapping[str, float]) -> list[str]:
+    places: dict[float, list[str]] = {}
+    for word, value in marks.items():
+        places.setdefault(value, []).append(word)
+    parts = []
+    for value, words in places.items():
+        x = frame.x(value)
+        anchor = "end" if x > WIDTH / 2 else "start"
+        shift = -4 if anchor == "end" else 4
+        parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+        text = escape(", ".join(words))
+        parts.append(f'<text class="tick" x="{x + shift:.1f}" y="{TOP + 8}" text-anchor="{anchor}">{text}</text>')
+    return parts
 
 
 def _trace(frame: _Frame, series: Series) -> str:

@@ -14,7 +14,9 @@ from pathlib import Path
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from t2i_align.evaluation.drift.measure import Drift
 from t2i_align.evaluation.report.curves import read_run
+from t2i_align.evaluation.report.drift_section import drift_page
 from t2i_align.evaluation.report.pictures import galleries
 from t2i_align.evaluation.results import Comparison, Evaluation
 from t2i_align.evaluation.statistics import Estimate
@@ -28,6 +30,7 @@ def render(
     output: str | Path,
     runs: Mapping[str, str | Path] | None = None,
     model: str | None = None,
+    drift: Drift | None = None,
 ) -> Path:
     """Write one self-contained HTML page: no file, font or address outside it is needed to read it.
 
@@ -36,6 +39,7 @@ def render(
         output: file to write.
         runs: model name -> its run folder, for training curves, configuration and environment.
         model: the model on trial; None is the first that is neither baseline nor control.
+        drift: what ``drift.measure`` found; None leaves the section out.
 
     Returns:
         ``output`` as a path.
@@ -45,15 +49,17 @@ def render(
     """
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    page = _environment().get_template("report.html.j2").render(_context(evaluation, runs or {}, model))
+    page = _environment().get_template("report.html.j2").render(_context(evaluation, runs or {}, model, drift))
     temporary = output.with_suffix(".writing")
     temporary.write_text(page, encoding="utf-8")
     os.replace(temporary, output)
     return output
 
 
-def _context(evaluation: Evaluation, runs: Mapping[str, str | Path], model: str | None) -> dict:
-    model = model or next(name for name in [*evaluation.subjects, evaluation.control] if name)
+def _context(
+    evaluation: Evaluation, runs: Mapping[str, str | Path], model: str | None, drift: Drift | None = None
+) -> dict:
+    model = model or evaluation.on_trial
     table = evaluation.comparisons()
     main = evaluation.comparison(model)
     scorer, dimension = evaluation.primary
@@ -72,6 +78,7 @@ def _context(evaluation: Evaluation, runs: Mapping[str, str | Path], model: str 
         "groups": {name: evaluation.by_group(model, name) for name in evaluation.prompts.groups},
         "ranking": evaluation.ranking() if len(evaluation.models) > 2 else {},
         "galleries": galleries(evaluation, model),
+        "drift": None if drift is None else drift_page(drift, model),
         "runs": [read_run(name, folder) for name, folder in runs.items()],
         "missing": {name: n for name in evaluation.models if (n := evaluation.scores.missing(name))},
         "commands": _commands(evaluation, runs),
@@ -91,7 +98,8 @@ def _commands(evaluation: Evaluation, runs: Mapping[str, str | Path]) -> list[st
     settings = evaluation.settings
     train = [shlex.join(["t2i-align", "train", f"{folder}/config.yaml"]) for folder in runs.values()]
     evaluate = ["t2i-align", "evaluate"]
-    evaluate += [f"{name}={path}" for name, path in evaluation.models.items()]
+    of_runs = {name for steps in (settings.get("checkpoints") or {}).values() for name in steps.values()}
+    evaluate += [f"{name}={path}" for name, path in evaluation.models.items() if name not in of_runs]
     evaluate += ["--baseline", evaluation.baseline]
     if evaluation.control:
         evaluate += ["--control", evaluation.control]
@@ -115,6 +123,11 @@ def _commands(evaluation: Evaluation, runs: Mapping[str, str | Path]) -> list[st
     for name in ("base", "dtype"):
         if settings.get(name):
             evaluate += [f"--{name}", str(settings[name])]
+    for name in ("proxy", "features"):
+        if settings.get(name):
+            evaluate += [f"--{name}", str(settings[name])]
+    for name, folder in (settings.get("checkpoint_runs") or {}).items():
+        evaluate += ["--checkpoints", f"{name}={folder}"]
     if evaluation.tolerance:
         evaluate += ["--tolerance", str(evaluation.tolerance)]
     if evaluation.confidence != 0.95:
