@@ -128,7 +128,7 @@ def evaluate(
     control: Annotated[str | None, typer.Option(help="Model that must not win, trained on shuffled labels.")] = None,
     run_folder: Annotated[
         list[str] | None,
-        typer.Option("--run", metavar="NAME=FOLDER", help="Run folder of a model, for its training curves."),
+        typer.Option("--run", metavar="NAME=FOLDER", help="Run folder of a model that lies elsewhere."),
     ] = None,
     checkpoints: Annotated[
         list[str] | None,

@@ -63,7 +63,8 @@ def run(
         output_dir: pictures per model, ``scores.parquet``, ``evaluation.json``, ``report.html``.
         baseline: name of the model that the others are compared with; None is ``base``, or else the first.
         control: name of the model that must not win (trained on shuffled labels).
-        runs: model name -> its run folder, for training curves and configuration in the report.
+        runs: model name -> its run folder, for training curves and configuration in the report. A model that is a run
+            folder, or an export or checkpoint inside one, needs no mention.
         checkpoints: name -> run folder of which every checkpoint is judged too, for score against training step.
         drift: measure what changed beside the scores, see ``drift.measure``, for the report.
         proxy: score the models were trained on, ``SCORER`` or ``SCORER:DIMENSION``; it must be among the scores.
@@ -84,6 +85,7 @@ def run(
     paths = {name: str(path) for name, path in models.items()}
     baseline = baseline or ("base" if "base" in paths else next(iter(paths), ""))
     exported, steps = expand(checkpoints or {}, output_dir / "checkpoints")
+    runs = {**run_folders(paths), **(runs or {})}
     paths |= exported
     _check(paths, baseline, control, scorers)
     prompt_set = load_prompts(prompts, limit, shuffle_prompts)
@@ -147,7 +149,7 @@ def run(
         from t2i_align.evaluation.report import render
 
         measured = measure(evaluation, features=features, proxy=proxy, device=device) if drift else None
-        render(evaluation, output_dir / REPORT_FILE, runs or {}, drift=measured)
+        render(evaluation, output_dir / REPORT_FILE, runs, drift=measured)
     return evaluation
 
 
@@ -165,3 +167,14 @@ def _check(models: Mapping[str, str], baseline: str, control: str | None, scorer
         raise UserError("The control cannot be the baseline.", baseline, "give the control a model of its own")
     if not scorers:
         raise UserError("No scorer was given.", "", "name at least one, e.g. --scorer oracle")
+
+
+def run_folders(models: Mapping[str, str]) -> dict[str, Path]:
+    """Run folders among the models, or right above them where a model is an export or a checkpoint."""
+    found = {}
+    for name, model in models.items():
+        for folder in (Path(model), Path(model).parent):
+            if (folder / "metrics.jsonl").is_file() and (folder / "config.yaml").is_file():
+                found[name] = folder
+                break
+    return found

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from t2i_align.errors import UserError
+from t2i_align.evaluation.evaluate import run_folders
 from t2i_align.evaluation.prompts import PromptSet
 from t2i_align.evaluation.report import render
 from t2i_align.evaluation.report.charts import Series, line_chart, nice_ticks, short, smooth
@@ -231,3 +232,13 @@ def test_every_diagnostic_of_a_run_is_drawn(tmp_path):
     assert [name for name, _, _ in charts["Size of the logit"].legend] == ["median", "90 %", "largest"]
     assert len(charts["Implicit accuracy by noise"].legend) == 4
     assert {"Gradient norm", "Divergence of the reference", "Loss"} <= set(charts)
+
+
+def test_models_that_are_runs_bring_their_curves(tmp_path):
+    run = tmp_path / "run"
+    (run / "export").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("metrics.jsonl", "config.yaml"):
+        (run / name).touch()
+    models = {"base": "shapes:base", "a": str(run), "b": str(run / "export"), "c": str(tmp_path / "elsewhere")}
+    assert run_folders(models) == {"a": run, "b": run}
