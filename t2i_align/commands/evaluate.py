@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from t2i_align.commands.common import OutputDir, chosen_users, named_models, named_values, negative_models
+from t2i_align.errors import UserError
+
+if TYPE_CHECKING:
+    from t2i_align.evaluation.best_of import BestOf
 
 Models = Annotated[
     list[str],
@@ -81,12 +85,24 @@ def generate(
     user: User = None,
     user_scale: UserScale = 1.0,
     user_guidance: UserGuidance = None,
+    best_of: Annotated[
+        int | None, typer.Option(min=2, help="Draw so many and keep the best by the first --scorer.")
+    ] = None,
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(help="With --best-of: oracle (default) or a reward model; the first chooses, the others judge."),
+    ] = None,
+    refine: Annotated[
+        str | None,
+        typer.Option(metavar="STRENGTHS", help="With --best-of: rounds of refinement, such as 0.8,0.8,0.5,0.5."),
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Sample models on the same prompts from the same noise.
 
+    With --best-of several pictures are drawn for each one kept, and their price in UNet passes is shown beside the gain.
     A stopped command goes on where it was.
     """
     from t2i_align.evaluation.generate import run
@@ -108,12 +124,44 @@ def generate(
         negative=negative_models(negative_model, named),
         negative_merge=negative_merge,
         users=UserChoice(chosen_users(user, named, base), user_scale, user_guidance),
+        best_of=_best_of(best_of, scorer, refine),
         device=device,
         dtype=dtype,
         overwrite=overwrite,
     )
     for name, folder in folders.items():
         print(f"{name}: {folder}")
+        if best_of is not None:
+            _print_gains(folder)
+
+
+def _best_of(candidates: int | None, scorer: list[str] | None, refine: str | None) -> BestOf | None:
+    from t2i_align.evaluation.best_of import BestOf
+
+    if candidates is None:
+        if scorer or refine:
+            raise UserError("--scorer and --refine belong to --best-of.", "no --best-of", "add --best-of N")
+        return None
+    try:
+        strengths = [float(word) for word in refine.split(",")] if refine else []
+    except ValueError as error:
+        raise UserError("--refine takes numbers.", repr(refine), "for example --refine 0.8,0.5") from error
+    return BestOf(candidates, scorer or ["oracle"], strengths)
+
+
+def _print_gains(folder: Path) -> None:
+    """Price and gain of every n and round, as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from t2i_align.evaluation.best_of import gains
+
+    found = gains(folder)
+    table = Table("", "UNet passes per picture", *(f"gain by {name}" for name in found[0].gains))
+    for row in found:
+        cells = [f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" for gain in row.gains.values()]
+        table.add_row(row.what, f"{row.passes:.0f}", *cells)
+    Console().print(table)
 
 
 def evaluate(

@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from t2i_align.errors import UserError
+from t2i_align.evaluation.best_of import BestOf, OpenBestOf
 from t2i_align.evaluation.grids import grid
 from t2i_align.evaluation.manifest import (
     Picture,
@@ -47,6 +48,7 @@ def run(
     negative: Mapping[str, str | Path] | None = None,
     negative_merge: float = 0.0,
     users: UserChoice = NOBODY,
+    best_of: BestOf | None = None,
     device: str | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
@@ -68,6 +70,7 @@ def run(
         negative: name -> model that answers the unconditional half of guidance, see ``negative``.
         negative_merge: share of the model's own change that its negative model takes over.
         users: for whom the pictures of user adapters are made.
+        best_of: keep the best of several pictures, see ``best_of``.
         device: None is CUDA where there is one, else the CPU.
         dtype: fp32, fp16 or bf16; None is fp16 on CUDA and fp32 on the CPU.
         overwrite: replace pictures made with other settings instead of refusing.
@@ -85,6 +88,9 @@ def run(
     if both := sorted(set(opened.tokens) & set(negative)):
         raise UserError("A user adapter has no negative model.", ", ".join(both), "leave --negative-model out for it")
     device, precision = _device_and_dtype(device, dtype)
+    chooser = None if best_of is None else best_of.open(device)
+    if best_of is not None and best_of.refine and opened.tokens:
+        raise UserError("Refinement knows no users.", ", ".join(opened.tokens), "leave --refine or --user out")
     wanted = _pictures(load_prompts(prompts), seeds_per_prompt, seed)
     folders = {name: Path(output_dir) / name for name in models}
     todo: dict[str, list[Picture]] = {}
@@ -95,6 +101,7 @@ def run(
             description += f"; away from {of_negative[0]}, merged {negative_merge:g}"
             contents += f" negative {of_negative[1]} {negative_merge:g}"
         description, contents = description + opened.identity(name)[0], contents + opened.identity(name)[1]
+        contents += "" if chooser is None else chooser.identity
         settings = Settings(
             model=description,
             fingerprint=contents,
@@ -124,7 +131,7 @@ def run(
                 with opened.drawing(pipeline, name):
                     for start in range(0, len(todo[name]), batch_size):
                         batch = todo[name][start : start + batch_size]
-                        _draw(pipeline, folders[name], batch, name, sampling)
+                        _draw(pipeline, folders[name], batch, name, sampling, chooser)
                         progress.advance(bar, len(batch))
                 del pipeline
                 _release_memory()
@@ -146,15 +153,15 @@ def _pictures(prompts: PromptSet, draws: int, seed: int) -> list[Picture]:
     return pictures
 
 
-def _draw(pipeline, folder: Path, batch: list[Picture], model: str, sampling: dict) -> None:
+def _draw(
+    pipeline, folder: Path, batch: list[Picture], model: str, sampling: dict, chooser: OpenBestOf | None = None
+) -> None:
     """Sample one batch and write it; a manifest line always follows its finished file."""
-    images = sample_images(
-        pipeline,
-        [picture.prompt for picture in batch],
-        [picture.seed for picture in batch],
-        batch_size=len(batch),
-        **sampling,
-    )
+    if chooser is not None:
+        images = chooser.draw(pipeline, batch, folder, sampling)
+    else:
+        prompts, seeds = [picture.prompt for picture in batch], [picture.seed for picture in batch]
+        images = sample_images(pipeline, prompts, seeds, batch_size=len(batch), **sampling)
     for picture, image in zip(batch, images, strict=True):
         _save(image, folder / picture.file, picture, model, sampling)
     append_to_manifest(folder, batch)
