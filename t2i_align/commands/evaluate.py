@@ -102,7 +102,7 @@ def generate(
 ) -> None:
     """Sample models on the same prompts from the same noise.
 
-    With --best-of several pictures are drawn for each one kept, and their price in UNet passes is shown beside the gain.
+    With --best-of several pictures are drawn for each one kept; their price in UNet passes is shown beside the gain.
     A stopped command goes on where it was.
     """
     from t2i_align.evaluation.generate import run
