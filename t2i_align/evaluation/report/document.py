@@ -14,6 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from t2i_align.evaluation import breakdown
 from t2i_align.evaluation.drift.measure import Drift
 from t2i_align.evaluation.report.curves import read_run
 from t2i_align.evaluation.report.drift_section import drift_page
@@ -76,6 +77,7 @@ def _context(
         "table": table,
         "table_means": {(row.model, row.scorer, row.dimension): _means(evaluation, row) for row in table},
         "groups": {name: evaluation.by_group(model, name) for name in evaluation.prompts.groups},
+        "group_rows": [row for row in breakdown.rows(evaluation) if row[0] and row[2].model == model],
         "ranking": evaluation.ranking() if len(evaluation.models) > 2 else {},
         "galleries": galleries(evaluation, model),
         "drift": None if drift is None else drift_page(drift, model),
