@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import re
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,7 +72,7 @@ def win_rate(folder: Path, models: dict[str, str], prompts: PromptSet) -> tuple[
 def measure(run: Run, seed: int, out: Path, prompts: PromptSet, done: list[dict[str, Any]]) -> None:
     """Every point of one run with one seed that is not there yet."""
     for steps in run.steps:
-        name = f"{run.name.replace(' ', '-')}-{seed}"
+        name = f"{re.sub('[^A-Za-z0-9]+', '-', run.name)}-{seed}"
         if any((point["run"], point["seed"], point["steps"]) == (run.name, seed, steps) for point in done):
             continue
         folder = out / "runs" / name
