@@ -29,8 +29,7 @@ def study(
     from t2i_align.study.run import run
     from t2i_align.training.loop import Interrupted
 
-    words = ["t2i-align", "study", str(config), *(overrides or [])]
-    words += [word for name in only or [] for word in ("--only", name)]
+    words = ["t2i-align", "study", str(config), *(overrides or [])]  # whatever the order its methods were run in
     try:
         table = run(load_study(config, overrides or []), only=only or [], command=shlex.join(words))
     except Interrupted as stop:

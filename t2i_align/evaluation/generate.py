@@ -28,7 +28,7 @@ from t2i_align.evaluation.sampling import sample_images
 from t2i_align.evaluation.users import UserChoice
 from t2i_align.randomness import address_hash
 
-__all__ = ["grid", "picture_seed", "run", "sample_images"]
+__all__ = ["grid", "identify", "picture_seed", "run", "sample_images"]
 NOBODY = UserChoice()
 
 
@@ -95,9 +95,9 @@ def run(
     folders = {name: Path(output_dir) / name for name in models}
     todo: dict[str, list[Picture]] = {}
     for name, model in models.items():  # every folder is looked at before the first picture is made
-        description, contents = _identify(model, base)
+        description, contents = identify(model, base)
         if name in negative:
-            of_negative = _identify(negative[name], base)
+            of_negative = identify(negative[name], base)
             description += f"; away from {of_negative[0]}, merged {negative_merge:g}"
             contents += f" negative {of_negative[1]} {negative_merge:g}"
         description, contents = description + opened.identity(name)[0], contents + opened.identity(name)[1]
@@ -210,7 +210,7 @@ def _add_negative(
     attach(pipeline, unet)
 
 
-def _identify(model: str | Path, base: str | Path | None) -> tuple[str, str]:
+def identify(model: str | Path, base: str | Path | None) -> tuple[str, str]:
     """What a model argument means in words, and a hash of the weights behind it.
 
     Only what is sampled from counts: a run folder's checkpoints and logs may change. A model that is not on this

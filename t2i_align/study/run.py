@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from t2i_align.evaluation import statistics
 from t2i_align.evaluation.prompts import PromptSet, load_prompts
 from t2i_align.evaluation.scorers import open_scorer
 from t2i_align.study.config import Method, Setting, StudyConfig, all_methods, run_of
-from t2i_align.study.table import Row, Table
+from t2i_align.study.table import Row, StudyFolderError, Table
 from t2i_align.study.trials import Judge, Trained, train_once
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def run(study: StudyConfig, say: Say = print, only: Collection[str] = (), comman
         study: the configuration.
         say: prints a line of progress.
         only: names of methods to run; empty runs all. The table holds those that are done.
-        command: what was typed, for the table.
+        command: that runs the whole study, for the table.
 
     Raises:
         UserError: an unknown name in ``only``, data that cannot be used, or a folder with other settings.
@@ -52,8 +53,8 @@ def run(study: StudyConfig, say: Say = print, only: Collection[str] = (), comman
         )
     folder = Path(study.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    work = _Work(with_scored_pairs(study, list(methods.values()), say), folder, say)
     table = Table(folder, study, command)
+    work = _Work(with_scored_pairs(study, list(methods.values()), say), folder, say)
     for number, (name, method) in enumerate(methods.items(), start=1):
         if only and name not in only:
             continue
@@ -78,30 +79,35 @@ class _Work:
     def row(self, name: str, method: Method) -> Row:
         """Tune, train with every seed and judge. A method that cannot be trained is a row that says why."""
         preset = str(method.objective["preset"])
-        start = Row(name=name, preset=preset, kind=method.kind, judged_as=method.judged_as, note=method.note)
+        start = Row(name=name, preset=preset, kind=method.kind, judged_as=method.judged_as, note=_note(method))
         try:
-            setting = self._tune(name, method)
+            setting, tuning = self._tune(name, method)
             trained = [self._train(name, method, setting, seed) for seed in self._study.seeds]
+        except StudyFolderError:
+            raise
         except UserError as error:
-            if _is_setup(error):
-                raise
             self._say(f"    failed: {error.what} {error.found}")
-            return replace(start, failure=f"{error.what} ({error.found})")
-        scores = self._judge.scores(name, [one.folder for one in trained], method)
-        return _filled(start, setting, trained, scores, len(method.settings), self._reads(method))
+            return replace(start, failure=f"{error.what} ({error.found})", made=date.today().isoformat())
+        seeds = tuple(self._study.seeds)
+        folders = {f"{name}-{seed}": one.folder for seed, one in zip(seeds, trained, strict=True)}
+        scores = self._judge.scores(name, folders, method)
+        start = replace(start, seed_list=seeds, tuning=tuning, reads=self._reads(method))
+        return _filled(start, setting, trained, scores)
 
-    def _tune(self, name: str, method: Method) -> Setting:
-        """The setting with the best mean score on tuning prompts; the first of equals."""
+    def _tune(self, name: str, method: Method) -> tuple[Setting, dict[str, float]]:
+        """The setting with the best mean score on tuning prompts, the first of equals; and all means."""
         settings = method.settings
         if len(settings) == 1:
-            return settings[0]
+            return settings[0], {}
         means = []
         for setting in settings:
             trial = self._train(name, method, setting, self._study.judging.tuning_seed)
-            scores = self._tuning_judge.scores(f"{name}-{setting.name}", [trial.folder], method)
+            trial_name = f"{name}-{setting.name}"
+            scores = self._tuning_judge.scores(trial_name, {f"{trial_name}-0": trial.folder}, method)
             means.append(float(np.nanmean(next(iter(scores.values()))[1])))
             self._say(f"    tuning {setting.name}: {means[-1]:.3f}")
-        return settings[int(np.argmax(means))]
+        names = [setting.name for setting in settings]
+        return settings[int(np.argmax(means))], dict(zip(names, means, strict=True))
 
     def _train(self, name: str, method: Method, setting: Setting, seed: int) -> Trained:
         folder = self._folder / "runs" / name / f"{setting.name}-seed-{seed}"
@@ -118,14 +124,13 @@ class _Work:
         return tuple(sorted(objectives.resolve(method.objective).data_needs))
 
 
-def _filled(
-    row: Row,
-    setting: Setting,
-    trained: Sequence[Trained],
-    scores: dict[str, np.ndarray],
-    tuned_over: int,
-    reads: tuple[str, ...],
-) -> Row:
+def _note(method: Method) -> str:
+    """The method's note, with what differs in its data."""
+    differs = [f"data.{key}: {value}" for key, value in method.data.items()]
+    return "; ".join([part for part in (method.note,) if part] + differs)
+
+
+def _filled(row: Row, setting: Setting, trained: Sequence[Trained], scores: dict[str, np.ndarray]) -> Row:
     """The row with its numbers. Seeds are averaged within a prompt; intervals are over prompts."""
     base, models = next(iter(scores.values()))[0], next(iter(scores.values()))[1:]
     against = np.repeat(base[:, None], len(models), axis=1)
@@ -139,7 +144,7 @@ def _filled(
         row,
         learning_rate=setting.learning_rate,
         beta=setting.beta,
-        tuned_over=tuned_over,
+        tuned_over=max(1, len(row.tuning)),
         seeds=len(trained),
         win_rate=statistics.win_rate(models.T, against),
         seed_win_rates=tuple(rates),
@@ -149,13 +154,8 @@ def _filled(
         heldout_accuracy=last("heldout/implicit_accuracy"),
         d_winner=last("heldout/d_w"),
         train_seconds=float(np.mean([one.train_seconds for one in trained])),
-        reads=reads,
+        made=date.today().isoformat(),
     )
-
-
-def _is_setup(error: UserError) -> bool:
-    """Whether the study as a whole is set up wrongly, so that going on would hide it."""
-    return "other settings" in error.what
 
 
 def with_scored_pairs(study: StudyConfig, methods: Sequence[Method], say: Say) -> StudyConfig:

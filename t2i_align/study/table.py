@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from t2i_align.errors import UserError
 from t2i_align.evaluation.statistics import Estimate
-from t2i_align.study.config import StudyConfig
+from t2i_align.study.config import StudyConfig, all_methods
 
 ROWS_FILE, MARKDOWN_FILE, PARQUET_FILE, PLOT_FILE = "table.json", "table.md", "table.parquet", "table.png"
 
@@ -23,13 +25,15 @@ class Row:
     Attributes:
         name, preset, kind, judged_as, note: see `study.config.Method`.
         learning_rate, beta, tuned_over: chosen, out of so many combinations.
-        seeds: trainings.
+        seeds: trainings; seed_list: which.
         win_rate: against the base, paired by prompt and noise, all seeds pooled; interval over prompts.
         seed_win_rates: of each training.
         score, base_score: mean score of the judge; dimensions: mean difference to the base by dimension.
         heldout_accuracy, d_winner: held-out implicit accuracy and d_w at the end, mean over seeds.
         train_seconds: per training.
         reads: what of the data beyond labels.
+        tuning: setting -> mean score on tuning prompts, where there was a choice.
+        made: date of the last judgement.
         failure: why there are no numbers.
     """
 
@@ -42,6 +46,7 @@ class Row:
     beta: float | None = None
     tuned_over: int = 1
     seeds: int = 0
+    seed_list: tuple[int, ...] = ()
     win_rate: Estimate | None = None
     seed_win_rates: tuple[float, ...] = ()
     score: float | None = None
@@ -51,6 +56,8 @@ class Row:
     d_winner: float | None = None
     train_seconds: float | None = None
     reads: tuple[str, ...] = ()
+    tuning: dict[str, float] = field(default_factory=dict)
+    made: str = ""
     failure: str = ""
 
     @property
@@ -68,17 +75,24 @@ class Row:
         values = {name: values[name] for name in (f.name for f in fields(cls)) if name in values}
         if values.get("win_rate") is not None:
             values["win_rate"] = Estimate(**values["win_rate"])
-        tuples = {name: tuple(values.get(name, ())) for name in ("seed_win_rates", "reads")}
+        tuples = {name: tuple(values.get(name, ())) for name in ("seed_list", "seed_win_rates", "reads")}
         return cls(**{**values, **tuples})
 
 
+class StudyFolderError(UserError):
+    """The study's folder holds results of other settings: going on would mix them."""
+
+
 class Table:
-    """Rows by name; those of earlier launches are kept.
+    """Rows by name; those of earlier launches are kept, as long as all rows share what the caption says of them.
 
     Args:
         folder: of the study.
-        study: for the caption.
-        command: what was typed.
+        study: what the rows share, and which methods there are.
+        command: that runs the whole study.
+
+    Raises:
+        StudyFolderError: the folder's table was made with other shared settings.
     """
 
     def __init__(self, folder: Path, study: StudyConfig, command: str) -> None:
@@ -87,7 +101,20 @@ class Table:
         path = folder / ROWS_FILE
         if path.is_file():
             described = json.loads(path.read_text(encoding="utf-8"))
-            self.rows = {values["name"]: Row.read(values) for values in described["rows"]}
+            _require_same(folder, described.get("shared", {}), self._shared)
+            methods = dict(all_methods(study))
+            self.rows = {one["name"]: Row.read(one) for one in described["rows"] if one["name"] in methods}
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        """What holds of every row."""
+        judging = self._study.judging.model_dump(mode="json", exclude={"batch_size"})
+        return json.loads(json.dumps({"run": self._study.run, "judging": judging}))
+
+    @property
+    def missing(self) -> list[str]:
+        """Methods and controls that have no row yet."""
+        return [name for name, _ in all_methods(self._study) if name not in self.rows]
 
     def add(self, row: Row) -> None:
         """Put in or replace a row."""
@@ -104,7 +131,7 @@ class Table:
 
     def write(self) -> None:
         """Write all files; each whole or not at all."""
-        described = {"caption": self.caption(), "rows": [asdict(row) for row in self.ordered]}
+        described = {"caption": self.caption(), "shared": self._shared, "rows": [asdict(row) for row in self.ordered]}
         self._replace(ROWS_FILE, json.dumps(described, indent=1) + "\n")
         self._replace(MARKDOWN_FILE, self.markdown())
         self._write_parquet()
@@ -114,10 +141,12 @@ class Table:
 
     def caption(self) -> dict[str, Any]:
         """When, where and how the table was made."""
+        today = date.today().isoformat()
+        days = sorted({row.made or today for row in self.rows.values()}) or [today]
         training = self._study.run.get("training", {})
         judging = self._study.judging
         return {
-            "date": date.today().isoformat(),
+            "date": days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}",
             "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
             "command": self._command,
             "steps": training.get("max_train_steps"),
@@ -126,6 +155,7 @@ class Table:
             "seeds": list(self._study.seeds),
             "judge": judging.scorer,
             "prompts": judging.num_prompts,
+            "not_run": self.missing,
         }
 
     def markdown(self) -> str:
@@ -135,7 +165,7 @@ class Table:
             "| method | lr | beta | win rate against the base [95 %] | by seed | score | held-out accuracy "
             "| held-out d_w | s / run | reads | verdict |"
         )
-        lines = [head, "|" + " --- |" * 11, *(_line(row) for row in self.ordered)]
+        lines = [head, "|" + " --- |" * 11, *(_line(row, self._study.seeds) for row in self.ordered)]
         base = next((row.base_score for row in self.ordered if row.base_score is not None), None)
         notes = [f"- `{row.name}`: {row.note}" for row in self.ordered if row.note]
         words = (
@@ -145,6 +175,7 @@ class Table:
             + ("" if base is None else f" (its mean score: {base:.3f})")
             + ". Rates and betas in bold were chosen on prompts of the training pairs. Intervals are over prompts, "
             "seeds pooled. What a method reads beyond labels is the judge's own score."
+            + (f" Not run yet: {', '.join(caption['not_run'])}." if caption["not_run"] else "")
         )
         return "\n".join(["# Method table", "", words, "", *lines, "", *notes]).rstrip() + "\n"
 
@@ -159,6 +190,7 @@ class Table:
             dimensions = values.pop("dimensions")
             values |= {"win_rate": rate.get("value"), "low": rate.get("low"), "high": rate.get("high")}
             values |= {"dimensions": json.dumps(dimensions), "reads": ", ".join(row.reads)}
+            values |= {"tuning": json.dumps(row.tuning), "seed_list": list(row.seed_list)}
             values |= {"seed_win_rates": list(row.seed_win_rates), "verdict": row.verdict}
             flat.append(values)
         temporary = self._folder / f"{PARQUET_FILE}.writing"
@@ -171,9 +203,27 @@ class Table:
         os.replace(temporary, self._folder / name)
 
 
-def _line(row: Row) -> str:
+def _require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse a table of other settings; one without a record of them is taken as it is."""
+    changed = [
+        f"{section}.{key}"
+        for section, values in found.items()
+        for key in sorted({*values, *wanted[section]})
+        if values.get(key) != wanted[section].get(key)
+    ]
+    if changed:
+        raise StudyFolderError(
+            "The study's folder holds a table made with other settings.",
+            f"{folder / ROWS_FILE}: {', '.join(changed)}",
+            "choose another output_dir, or delete the folder",
+        )
+
+
+def _line(row: Row, seeds: Sequence[int]) -> str:
     name = f"`{row.name}`" + (" (control)" if row.kind == "control" else "")
     name += " as negative model" if row.judged_as == "negative" else ""
+    if row.seed_list and list(row.seed_list) != list(seeds):
+        name += f" (seeds {', '.join(map(str, row.seed_list))} only)"
     if row.win_rate is None:
         return f"| {name} |" + " |" * 9 + f" {row.verdict} |"
     rate = row.win_rate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,12 @@ import numpy as np
 
 from t2i_align.config.loading import resolved
 from t2i_align.config.schema import RunConfig
-from t2i_align.errors import UserError
 from t2i_align.evaluation import generate, score
 from t2i_align.evaluation.manifest import read_settings
 from t2i_align.evaluation.prompts import PromptSet
 from t2i_align.evaluation.scorers import Scorer, open_scorer
 from t2i_align.study.config import Judging, Method
+from t2i_align.study.table import StudyFolderError
 from t2i_align.training.metrics import read_metrics
 from t2i_align.training.run import train
 
@@ -44,7 +44,8 @@ def train_once(config: RunConfig) -> Trained:
     """Train, go on where a killed training was, or read what is there.
 
     Raises:
-        UserError: the folder holds a run with other settings, or training failed.
+        StudyFolderError: the folder holds a run with other settings.
+        UserError: training failed.
     """
     folder = Path(config.output_dir)
     settings = json.loads(json.dumps(resolved(config)))
@@ -54,7 +55,7 @@ def train_once(config: RunConfig) -> Trained:
         record = json.loads(done.read_text(encoding="utf-8"))
         if record["settings"] != settings:
             changed = [key for key in settings if record["settings"].get(key) != settings[key]]
-            raise UserError(
+            raise StudyFolderError(
                 "The study's folder holds a run with other settings.",
                 f"{folder}: {', '.join(changed) or 'fewer settings now'}",
                 "delete that folder, or choose another output_dir",
@@ -84,14 +85,20 @@ class Judge:
         self._folder, self._base, self._prompts, self._judging = folder, base, prompts, judging
         self._scorer: Scorer | None = None
 
-    def scores(self, name: str, runs: Sequence[Path], method: Method) -> dict[str, np.ndarray]:
-        """Dimension -> ``[1 + runs, prompts]`` scores, the base first and then each run; the first dimension judges."""
-        models = {BASE: self._base} | {f"{name}-{number}": str(run) for number, run in enumerate(runs)}
+    def scores(self, name: str, runs: Mapping[str, Path], method: Method) -> dict[str, np.ndarray]:
+        """Dimension -> ``[1 + runs, prompts]`` scores, the base first and then each run; the first dimension judges.
+
+        Args:
+            name: of the table of scores.
+            runs: name of the pictures -> run folder.
+            method: says whether a run is a negative model.
+        """
+        models = [BASE, *runs]
         folders = self._draw({BASE: self._base}, {})
         negative = method.judged_as == "negative"
-        for model, run in list(models.items())[1:]:
-            drawn = {model: self._base if negative else run}
-            folders |= self._draw(drawn, {model: run} if negative else {})
+        for model, run in runs.items():
+            drawn = {model: self._base if negative else str(run)}
+            folders |= self._draw(drawn, {model: str(run)} if negative else {}, self._outdated(model, run))
         self._scorer = self._scorer or open_scorer(self._judging.scorer)
         table = score.run(folders, [self._scorer], self._folder / "scores" / name, first_prompts=len(self._prompts))
         return {
@@ -99,7 +106,12 @@ class Judge:
             for scorer, dimension in table.dimensions
         }
 
-    def _draw(self, models: Mapping[str, str], negative: Mapping[str, str]) -> dict[str, Path]:
+    def _outdated(self, model: str, run: Path) -> bool:
+        """Whether the pictures under a name are another training's: of a setting or of weights that were replaced."""
+        kept = read_settings(self._folder / "pictures" / model)
+        return bool(kept) and generate.identify(str(run), None)[1] not in kept["fingerprint"]
+
+    def _draw(self, models: Mapping[str, str], negative: Mapping[str, str], overwrite: bool = False) -> dict[str, Path]:
         return generate.run(
             models,
             self._prompts,
@@ -108,6 +120,7 @@ class Judge:
             guidance_scale=self._judging.guidance_scale,
             batch_size=self._judging.batch_size,
             negative=negative,
+            overwrite=overwrite,
             show_progress=False,
         )
 

@@ -140,6 +140,8 @@ def test_settings_given_as_lists_are_tuned_on_training_prompts(settings: dict, t
     table = study_run.run(load(settings, tmp_path), quiet, only=["dpo"])
     row = table.rows["dpo"]
     assert row.tuned_over == 2 and row.learning_rate in (0.0, 1e-2)
+    chosen = max(row.tuning, key=row.tuning.__getitem__)
+    assert chosen == f"lr-{row.learning_rate:g}-beta-100" and len(row.tuning) == 2
     folders = sorted(path.name for path in (tmp_path / "study" / "runs" / "dpo").iterdir())
     assert len([name for name in folders if name.endswith("seed-1000")]) == 2 and len(folders) == 3
 
@@ -185,14 +187,53 @@ def test_an_unknown_method_is_refused(settings: dict, tmp_path: Path) -> None:
         study_run.run(load(settings, tmp_path), quiet, only=["dpoo"])
 
 
+def test_the_caption_is_the_whole_studys_whatever_was_run_first(settings: dict, tmp_path: Path) -> None:
+    study_run.run(load(settings, tmp_path), quiet, only=["dpo"], command="t2i-align study x")
+    text = (tmp_path / "study" / "table.md").read_text()
+    assert f"Not run yet: {RANDOM_LABELS}, {NO_TRAINING}, sft." in text and "--only" not in text
+    settings["seeds"] = [1]
+    table = study_run.run(load(settings, tmp_path), quiet, only=[NO_TRAINING], command="t2i-align study x")
+    assert "`dpo` (seeds 0 only)" in table.markdown() and "seeds 1." in table.markdown()
+    assert table.rows["dpo"].made and not table.rows["dpo"].tuning
+
+
+def test_rows_of_another_budget_or_judge_are_not_mixed_in(settings: dict, tmp_path: Path) -> None:
+    study_run.run(load(settings, tmp_path), quiet, only=[NO_TRAINING])
+    settings["judging"]["num_prompts"] = 2
+    with pytest.raises(UserError, match=r"judging\.num_prompts"):
+        study_run.run(load(settings, tmp_path), quiet, only=["dpo"])
+
+
+def test_pictures_of_a_replaced_training_are_drawn_again(settings: dict, tmp_path: Path) -> None:
+    table = study_run.run(load(settings, tmp_path), quiet, only=["dpo"])
+    settings["methods"]["dpo"]["learning_rate"] = 0.0
+    again = study_run.run(load(settings, tmp_path), quiet, only=["dpo"])
+    assert again.rows["dpo"].score != table.rows["dpo"].score and again.rows["dpo"].win_rate.value == 0.5
+
+
+def test_a_study_killed_while_judging_goes_on(settings: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What SIGKILL leaves: some pictures, a manifest cut inside a line, no row."""
+    study = load(settings, tmp_path)
+    whole = study_run.run(study, quiet, only=["dpo"]).rows["dpo"]
+    pictures = tmp_path / "study" / "judged" / "pictures" / "dpo-0"
+    lines = (pictures / "manifest.jsonl").read_text().splitlines()
+    (pictures / "manifest.jsonl").write_text(lines[0] + "\n" + lines[1][:20])
+    (pictures / "images" / "00002.png").unlink()
+    (tmp_path / "study" / "table.json").unlink()
+    monkeypatch.setattr(trials, "train", lambda config: pytest.fail("trained again"))
+    assert study_run.run(study, quiet, only=["dpo"]).rows["dpo"] == whole
+
+
 def test_rows_are_ordered_and_survive_json(settings: dict, tmp_path: Path) -> None:
     def row(name: str, value: float, kind: str = "method") -> Row:
         return Row(name, "dpo", kind, win_rate=Estimate(value, value - 0.1, value + 0.1, 10), seed_win_rates=(value,))
 
     table = Table(tmp_path, load(settings, tmp_path), "x")
-    for one in (row("low", 0.3), row("control", 0.9, "control"), row("high", 0.8), Row("broken", "dpo", "method")):
+    broken = Row(NO_TRAINING, "dpo", "control")
+    for one in (row("sft", 0.3), row(RANDOM_LABELS, 0.9, "control"), row("dpo", 0.8), broken, row("gone", 0.9)):
         table.add(one)
-    assert [one.name for one in table.ordered] == ["high", "low", "control", "broken"]
+    assert [one.name for one in table.ordered] == ["gone", "dpo", "sft", RANDOM_LABELS, NO_TRAINING]
     table.write()
     again = Table(tmp_path, load(settings, tmp_path), "x")
-    assert again.rows["high"] == table.rows["high"] and table.rows["low"].verdict == "worse than the base"
+    assert again.rows["dpo"] == table.rows["dpo"] and table.rows["sft"].verdict == "worse than the base"
+    assert "gone" not in again.rows  # no method of this study
