@@ -101,6 +101,24 @@ def test_inverting_a_constant_noise_is_forward_noising(renoise: int) -> None:
     assert torch.allclose(found.target, noise.expand_as(clean), rtol=1e-4, atol=1e-4)
 
 
+def test_a_correction_reads_a_velocity_at_the_level_it_was_asked_at() -> None:
+    """By hand, one step to A = 1/2, v = 0 first and v = 1 then: the noise is 0, then sqrt(1/2) (1 + x)."""
+
+    class Velocity(Toy):
+        prediction_type, num_train_timesteps = "v_prediction", 2
+        alphas_cumprod = torch.tensor([0.8, 0.5])
+
+        def predict(self, noisy: Tensor, timesteps: Tensor, prompt: object, time_ids: Tensor | None = None) -> Tensor:
+            self.asked.append(timesteps.tolist())
+            return torch.full_like(noisy, float(len(self.asked) - 1))
+
+    toy, clean, root = Velocity(), random_latents(1), 0.5**0.5
+    found = DdimInversion(steps=1, renoise=1)(toy, request(clean, [1]))
+    assert toy.asked == [[1], [1]]
+    noise = 0.5 * (0.0 + root * (1.0 + root * clean))  # mean of both estimates
+    assert torch.allclose(found.noisy, root * (clean + noise), rtol=1e-6)
+
+
 def test_inversion_ends_at_t_and_does_not_depend_on_the_batch() -> None:
     clean, toy = random_latents(3), Toy()
     found = DdimInversion()(toy, request(clean, [5, 437, 950]))
