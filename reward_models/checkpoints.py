@@ -126,7 +126,9 @@ def network_contents(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, A
     state.update({f"cross_model.{name}": value for name, value in network.cross_model.state_dict().items()})
     return state, {
         CLIP_CONFIG_FILE: network.tower.config.to_dict(),
-        FUSION_CONFIG_FILE: asdict(network.fusion) | {"mask_threshold": network.mask_threshold},
+        FUSION_CONFIG_FILE: asdict(network.fusion)
+        | {"mask_threshold": network.mask_threshold}
+        | ({"conditions": network.conditions} if network.conditions else {}),
     }
 
 

@@ -89,10 +89,17 @@ TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 class MPSNetwork(nn.Module):
     """CLIP tower and fusion module, `model.*` and `cross_model.*` of the checkpoint."""
 
-    def __init__(self, tower: HFClipTower, fusion: FusionConfig, mask_threshold: float = MASK_THRESHOLD) -> None:
+    def __init__(
+        self,
+        tower: HFClipTower,
+        fusion: FusionConfig,
+        mask_threshold: float = MASK_THRESHOLD,
+        conditions: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__()
         self.tower, self.fusion, self.cross_model = tower, fusion, CrossModel(fusion)
         self.mask_threshold = mask_threshold
+        self.conditions = dict(conditions or {})  # texts of its own, by name; stored with the checkpoint
 
     def token_ratios(self, tokens: Tensor, condition: Tensor) -> Tensor:
         """r_i = m_i / max_i m_i of prompt tokens [P, L, D] under a condition [L, D], float32 [P, L]."""
@@ -137,11 +144,12 @@ class MPSScorer(NetworkScorer):
         self.set_condition(condition)
 
     def set_condition(self, condition: str) -> None:
-        """Score under a named condition (a key of `CONDITIONS`) or a comma-separated text of the user's."""
-        if condition not in CONDITIONS and "," not in condition and " " not in condition:
-            raise unknown_name("condition", condition, [*CONDITIONS, "or a text such as 'colour, light'"])
-        self.condition = CONDITIONS.get(condition, condition)
-        named = {text: name for name, text in CONDITIONS.items()}
+        """Score under a named condition (of the checkpoint, or a key of `CONDITIONS`) or a text of the user's."""
+        known = CONDITIONS | self.model.conditions
+        if condition not in known and "," not in condition and " " not in condition:
+            raise unknown_name("condition", condition, [*known, "or a text such as 'colour, light'"])
+        self.condition = known.get(condition, condition)
+        named = {text: name for name, text in known.items()}
         label = named.get(self.condition, f"text-{short_hash(condition)}")
         self.name = "mps" if label == "overall" else f"mps:{label}"
         self._condition_tokens: Tensor | None = None
@@ -209,8 +217,8 @@ def set_mask_threshold(network: MPSNetwork, threshold: float | None) -> float | 
 
 def network_configs(
     folder: Path, model_config: str | Path | Mapping[str, Any] | None
-) -> tuple[dict[str, Any], FusionConfig, float]:
-    """CLIP and fusion configuration and mask threshold: the user's, else the folder's, else the published ones."""
+) -> tuple[dict[str, Any], FusionConfig, float, dict[str, str]]:
+    """CLIP and fusion configuration, mask threshold and own conditions: the user's, the folder's, or the published."""
     if model_config is not None:
         both = read_json(model_config)
         if set(both) != {"clip", "cross"}:
@@ -219,16 +227,19 @@ def network_configs(
     elif folder.is_dir():
         clip, cross = read_json(folder / CLIP_CONFIG_FILE), read_json(folder / FUSION_CONFIG_FILE)
     else:
-        return VIT_H14_CONFIG, FusionConfig(), MASK_THRESHOLD
-    threshold = cross.pop("mask_threshold", MASK_THRESHOLD)
+        return VIT_H14_CONFIG, FusionConfig(), MASK_THRESHOLD, {}
+    threshold, conditions = cross.pop("mask_threshold", MASK_THRESHOLD), cross.pop("conditions", {})
     known = {field.name for field in fields(FusionConfig)}
     if not set(cross) <= known:
         raise RewardModelError("unknown fusion settings", found=f"{sorted(set(cross) - known)}")
-    return clip, FusionConfig(**cross), threshold
+    return clip, FusionConfig(**cross), threshold, conditions
 
 
 def mps_network(
-    clip_config: Mapping[str, Any], fusion: FusionConfig, mask_threshold: float = MASK_THRESHOLD
+    clip_config: Mapping[str, Any],
+    fusion: FusionConfig,
+    mask_threshold: float = MASK_THRESHOLD,
+    conditions: Mapping[str, str] | None = None,
 ) -> MPSNetwork:
     """The network with random weights."""
     tower = clip_tower(clip_config)
@@ -237,7 +248,7 @@ def mps_network(
             "the CLIP tower and the fusion module do not belong together",
             found=f"projection_dim {tower.config.projection_dim}, fusion dim {fusion.dim}",
         )
-    return MPSNetwork(tower, fusion, mask_threshold)
+    return MPSNetwork(tower, fusion, mask_threshold, conditions)
 
 
 def fill_network(network: MPSNetwork, state: Mapping[str, Tensor], source: Path, dtype: torch.dtype) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -112,11 +113,21 @@ class MPSPairModel(PairModel):
     linearly to a twentieth by the end, so that the model settles for masks that survive hardening; scores stay hard.
     """
 
-    def __init__(self, scorer: MPSScorer, conditions: list[str], mask_temperature: float | None) -> None:
+    def __init__(self, scorer: MPSScorer, conditions: Mapping[str, str], mask_temperature: float | None) -> None:
         super().__init__()
         self.network, self.mask_temperature, self.progress = scorer.model, mask_temperature, 0.0
-        texts = [CONDITIONS.get(condition, condition) for condition in conditions]
-        self.register_buffer("condition_ids", scorer.tokenise(texts), persistent=False)
+        known = CONDITIONS | self.network.conditions
+        texts = {dimension: known.get(condition, condition) for dimension, condition in conditions.items()}
+        ids = scorer.tokenise(list(texts.values()))
+        if len(ids.unique(dim=0)) < len(ids):
+            raise RewardModelError(
+                "two conditions are the same words for this text tower",
+                found=f"{', '.join(texts)}, read up to {ids.shape[1]} tokens",
+                fix="give shorter texts, or texts that differ in their first words",
+            )
+        # What it was trained with is what a dimension's name means from now on.
+        self.network.conditions |= {name: text for name, text in texts.items() if CONDITIONS.get(name) != text}
+        self.register_buffer("condition_ids", ids, persistent=False)
         # The image tokens skip this norm, so it would never see a gradient.
         self.network.tower.clip.vision_model.post_layernorm.requires_grad_(False)
 
@@ -158,7 +169,7 @@ def build_pair_model(scorer: NetworkScorer, config: RewardTrainingConfig) -> Pai
     scorer.model.requires_grad_(True)
     if isinstance(scorer, MPSScorer):
         set_mask_threshold(scorer.model, config.mask_threshold)
-        model: PairModel = MPSPairModel(scorer, list(config.dimensions.values()), config.mask_temperature)
+        model: PairModel = MPSPairModel(scorer, config.dimensions, config.mask_temperature)
         tower = scorer.model.tower
     elif isinstance(scorer, ClipLikeScorer):
         model = ClipPairModel(scorer.model, config.loss, config.in_batch_negatives)

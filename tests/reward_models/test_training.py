@@ -196,10 +196,19 @@ def test_mps_learns_two_dimensions_that_contradict_each_other(tmp_path):
     assert (report["semantic"]["pairs"], report["aesthetic"]["pairs"]) == (40, 26)
     assert report["semantic"]["accuracy"] > 0.85
     assert report["aesthetic"]["accuracy"] > 0.85
-    scorer = load("mps", tmp_path / "run" / "final", "cpu", condition="light, tone")
+    scorer = load("mps:aesthetic", tmp_path / "run" / "final", "cpu")  # named as it was trained
+    assert scorer.condition == "light, tone" and scorer.name == "mps:aesthetic"
     assert scorer.model.mask_threshold == 0.7 and "mask_threshold" not in scorer.version
     dark, bright = (Image.new("RGB", (24, 24), tuple(int(s * c) for c in COLOURS["red"])) for s in (0.4, 1.0))
     assert float(scorer.compare("a red picture with some light", [dark, bright])[0]) > 0.5
+
+
+def test_conditions_that_read_alike_are_refused(tmp_path):
+    start = write_random("mps", tmp_path / "start", mps_config(), TOKENIZER)
+    conditions = {"overall": "light, " * 60 + "tone", "aesthetic": "light, " * 60 + "shade"}
+    run = configuration(start, tmp_path / "run", scorer="mps", loss="mps", conditions=conditions)
+    with pytest.raises(RewardModelError, match="the same words"):
+        train(run, colour_pairs(8))
 
 
 @pytest.mark.parametrize(
