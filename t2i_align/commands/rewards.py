@@ -30,6 +30,23 @@ Split = Annotated[str, typer.Option(help="Split of a dataset.")]
 
 
 @app.command()
+def pretrain(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Make the checkpoint from which a head of the built-in world starts.
+
+    Draws pictures, teaches both towers what the oracle measures, and writes the config's checkpoint folder.
+    """
+    from t2i_align.rewards.training import load_config
+
+    checked = load_config(config, overrides or ())
+    if checked.pretraining is None or checked.training.checkpoint is None:
+        raise UserError("This config starts without pretraining.", str(config), "set pretraining and checkpoint in it")
+    from t2i_align.rewards.pretraining import run
+
+    with progress_bar() as bar:
+        print(f"Start: {run(checked.training, checked.pretraining, Path(checked.training.checkpoint), bar)}")
+
+
+@app.command()
 def train(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train a PickScore, HPS or MPS head on preference pairs; or a judge of noisy latents for rollouts.
 

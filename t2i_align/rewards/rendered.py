@@ -73,12 +73,22 @@ def run(
 def draw(rng: np.random.Generator, excluded: frozenset[str] = frozenset()) -> tuple[str, bytes, bytes]:
     """A caption and two pictures of it, as JPEG."""
     while True:
-        asked = sample_scene(rng)
-        text = caption(asked, [name for name in ATTRIBUTES if rng.random() >= DROPPED])
+        asked, text = _ask(rng)
         if text not in excluded:
             break
     first, second = (encode_jpeg(_picture(asked, rng)) for _ in range(2))
     return text, first, second
+
+
+def draw_scene(rng: np.random.Generator) -> tuple[str, Image.Image]:
+    """A caption and one picture of it."""
+    asked, text = _ask(rng)
+    return text, _picture(asked, rng)
+
+
+def _ask(rng: np.random.Generator) -> tuple[Scene, str]:
+    asked = sample_scene(rng)
+    return asked, caption(asked, [name for name in ATTRIBUTES if rng.random() >= DROPPED])
 
 
 def _picture(asked: Scene, rng: np.random.Generator) -> Image.Image:

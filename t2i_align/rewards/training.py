@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -22,7 +22,7 @@ from reward_models.training.config import RewardTrainingConfig, training_config
 from reward_models.training.loop import Progress, TrainingResult
 from reward_models.training.loop import train as train_head
 from reward_models.training.records import PreferenceRecord, prompt_weights
-from t2i_align.config.layers import merge
+from t2i_align.config.layers import Merged, merge
 from t2i_align.config.problems import Problem, in_words, report
 from t2i_align.config.schema import DataConfig, PositiveInt, Section
 from t2i_align.data.pair_source import PairSource
@@ -35,6 +35,22 @@ from t2i_align.shapes.oracle import DIMENSIONS, Oracle
 
 ORACLE_PREFIX = "oracle:"
 ORACLE_CHUNK = 128  # pairs measured together
+
+
+class PretrainingConfig(Section):
+    """The start of a head of the shapes world, see `t2i_align.rewards.pretraining`."""
+
+    towers: str | None = Field(None, description="a start of equal sizes to take both towers from: nothing is trained")
+    pictures: PositiveInt = Field(16000, description="rendered pictures, each with a caption of its own")
+    steps: PositiveInt = Field(2000, description="optimiser steps on them")
+    samples: list[str] = Field([], description="pair sources whose pictures join them for a second stage")
+    copies: PositiveInt = Field(
+        8, description="of every sample: the picture itself, then moved, mirrored, blurred ones"
+    )
+    sample_steps: PositiveInt = Field(2000, description="optimiser steps of the second stage, at half the rate")
+    batch_size: PositiveInt = Field(128, description="pictures and captions per step")
+    learning_rate: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(0.02, ge=0)
 
 
 class RewardDataConfig(Section):
@@ -71,7 +87,12 @@ class RewardRun:
 
     data: RewardDataConfig
     training: RewardTrainingConfig
-    seed: int
+    pretraining: PretrainingConfig | None
+
+    @property
+    def seed(self) -> int:
+        """Of everything random."""
+        return self.training.seed
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RewardRun:
@@ -83,23 +104,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RewardRun:
     """
     merged = merge(path, overrides)
     values = dict(merged.values)
-    section = values.pop("data", None)
-    if not isinstance(section, dict):
-        raise UserError(f"{path}: the data section is missing", in_words(section), "add data: {source: ...}")
-    try:
-        data = RewardDataConfig.model_validate(section)
-    except ValidationError as error:
-        known = ", ".join(RewardDataConfig.model_fields)
-        problems = [
-            Problem(
-                ".".join(("data", *map(str, part["loc"]))),
-                part["msg"],
-                in_words(part["input"]),
-                f"choose from: {known}" if part["type"] == "extra_forbidden" else "",
-            )
-            for part in error.errors(include_url=False)
-        ]
-        raise report(problems, str(path), merged.places) from error
+    data = _section(RewardDataConfig, "data", values.pop("data", None), path, merged)
+    start = values.pop("pretraining", None)
+    pretraining = None if start is None else _section(PretrainingConfig, "pretraining", start, path, merged)
     for key in ("checkpoint", "tokenizer"):
         values[key] = resolved(values.get(key))
     values = {key: value for key, value in values.items() if key != "tokenizer" or value is not None}
@@ -111,7 +118,30 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RewardRun:
             ", ".join(unlabelled),
             "say in data.dimensions where each comes from, for example semantic: oracle:semantic",
         )
-    return RewardRun(data, training, training.seed)
+    return RewardRun(data, training, pretraining)
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def _section(kind: type[SectionType], name: str, values: Any, path: str | Path, merged: Merged) -> SectionType:
+    """One checked section of the file."""
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: the {name} section is missing", in_words(values), f"add a section {name}")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        known = f"choose from: {', '.join(kind.model_fields)}"
+        problems = [
+            Problem(
+                ".".join((name, *map(str, part["loc"]))),
+                part["msg"],
+                in_words(part["input"]),
+                known if part["type"] == "extra_forbidden" else "",
+            )
+            for part in error.errors(include_url=False)
+        ]
+        raise report(problems, str(path), merged.places) from error
 
 
 def train(run: RewardRun, progress: Progress | None = None) -> TrainingResult:
@@ -121,12 +151,17 @@ def train(run: RewardRun, progress: Progress | None = None) -> TrainingResult:
         UserError: the pairs cannot be used.
         RewardModelError: a wrong checkpoint, an undecodable picture, a loss that is not finite.
     """
+    return train_head(run.training, *open_records(run), progress)
+
+
+def open_records(run: RewardRun) -> tuple[JoinedRecords, PairRecords | None]:
+    """Training and held-out pairs of a run, with the labels and weights that it asks for."""
     config = run.data.pairs()
     held_out = open_source(config, "heldout", run.seed) if has_heldout(config) else None
     training = [open_source(config, "train", run.seed)]
     training += [_extra(address, run.data, held_out, run.seed) for address in run.data.extra_sources]
-    records = JoinedRecords([PairRecords.of(pairs, run.data) for pairs in training])
-    return train_head(run.training, records, None if held_out is None else PairRecords.of(held_out, run.data), progress)
+    joined = JoinedRecords([PairRecords.of(pairs, run.data) for pairs in training])
+    return joined, None if held_out is None else PairRecords.of(held_out, run.data)
 
 
 def _extra(address: str, config: RewardDataConfig, held_out: PairSource | None, seed: int) -> PairSource:
