@@ -36,6 +36,7 @@ COMMANDS = [
     "shapes render",
     "score",
     "study",
+    "rewards pretrain",
     "rewards train",
     "rewards label",
     "rewards filter",
