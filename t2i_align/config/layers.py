@@ -2,7 +2,8 @@
 
 A layer is one YAML file of the ``extends:`` chain or the overrides; a later layer wins key by key, lists as a
 whole. A layer that names another ``objective.preset`` or ``rollout.preset`` starts that section afresh: options of
-the earlier one, such as its ``beta``, mean something else to the new one.
+the earlier one, such as its ``beta``, mean something else to the new one. So one that names another ``data.source`` or
+``data.heldout_source`` drops the split of the earlier one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from t2i_align.errors import UserError
 
 EXTENDS = "extends"
 PRESET_SECTIONS = ("objective", "rollout")
+SPLITS = {"source": "split", "heldout_source": "heldout_split"}  # of the data section
 COMMAND_LINE = "command line"
 
 
@@ -61,6 +63,10 @@ def _merge(layers: Sequence[Layer]) -> Merged:
             if _names_another_preset(section, layer.values, merged):
                 del merged[section]
                 places = {key: place for key, place in places.items() if key.split(".")[0] != section}
+        for source, split in SPLITS.items():
+            if _names_another_source(source, layer.values, merged):
+                merged.data.pop(split, None)
+                places.pop(f"data.{split}", None)
         merged.merge_with(layer.values)
         places.update(layer.places)
     try:
@@ -79,6 +85,13 @@ def _merge(layers: Sequence[Layer]) -> Merged:
 def _names_another_preset(section: str, above: DictConfig, below: DictConfig) -> bool:
     presets = [OmegaConf.select(values, f"{section}.preset") for values in (above, below)]
     return None not in presets and presets[0] != presets[1]
+
+
+def _names_another_source(key: str, above: DictConfig, below: DictConfig) -> bool:
+    sections = [OmegaConf.select(values, "data") for values in (above, below)]
+    if not all(isinstance(section, DictConfig) and key in section for section in sections):
+        return False
+    return sections[0][key] != sections[1][key]
 
 
 def file_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:

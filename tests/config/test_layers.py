@@ -22,6 +22,15 @@ def test_several_parents_apply_in_order(write: WriteConfig) -> None:
     assert merge(child).values == {"a": 1, "b": 2, "c": 3}
 
 
+def test_another_source_drops_the_split_of_the_earlier_one(write: WriteConfig) -> None:
+    file = write("data: {source: owner/pairs, split: train, heldout_source: owner/pairs, heldout_split: validation}\n")
+    own = merge(file, ["data.source=pairs.jsonl", "data.heldout_source=null"])
+    assert own.values["data"] == {"source": "pairs.jsonl", "heldout_source": None}
+    assert "data.split" not in own.places
+    assert merge(file, ["data.source=a/b", "data.split=test"]).values["data"]["split"] == "test"
+    assert merge(file, ["data.source=owner/pairs"]).values["data"]["split"] == "train"
+
+
 def test_another_preset_starts_the_objective_afresh(write: WriteConfig) -> None:
     write("objective: {preset: dpo, beta: 2000, link: hinge}\n", "dpo.yaml")
     child = write("extends: dpo.yaml\nobjective: {preset: mapo}\n")
