@@ -10,7 +10,20 @@ import typer
 from typer.core import TyperGroup
 
 from t2i_align import __version__
-from t2i_align.commands import config, data, demo, evaluate, export, objectives, rewards, score, shapes, study, train
+from t2i_align.commands import (
+    config,
+    data,
+    demo,
+    evaluate,
+    export,
+    objectives,
+    personal,
+    rewards,
+    score,
+    shapes,
+    study,
+    train,
+)
 from t2i_align.commands.common import is_main_process
 from t2i_align.errors import UserError
 
@@ -92,6 +105,7 @@ app.command()(demo.demo)
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
 app.add_typer(objectives.app, name="objectives")
+app.add_typer(personal.app, name="personal")
 app.add_typer(rewards.app, name="rewards")
 app.add_typer(shapes.app, name="shapes")
 

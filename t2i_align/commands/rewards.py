@@ -48,16 +48,24 @@ def pretrain(config: ConfigFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def train(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Train a PickScore, HPS or MPS head on preference pairs; or a judge of noisy latents for rollouts.
+    """Train a PickScore, HPS or MPS head on preference pairs; or a judge of noisy latents; or a personal head.
 
     Writes best/ and final/, which load like any checkpoint, metrics.json and calibration.png. Several devices:
     accelerate launch -m t2i_align rewards train CONFIG ... With scorer: lrm (latent reward model) or spm (step-aware
-    preference model) it writes model/ and accuracy.png by timestep; run it again to go on after an interruption.
+    preference model) it writes model/ and accuracy.png by timestep; run it again to go on after an interruption. With
+    scorer: personal it learns who likes what from frozen features, in seconds, and writes model/ and few_shot.png.
     """
     from t2i_align.config.layers import merge
     from t2i_align.rewards.noisy import is_noisy
+    from t2i_align.rewards.personal import is_personal
 
     merged = merge(config, overrides or ())
+    if is_personal(merged.values):
+        from t2i_align.rewards.personal import read_config
+        from t2i_align.rewards.personal import train as train_personal
+
+        print(train_personal(read_config(merged, str(config))).render(), end="")
+        return
     if is_noisy(merged.values):
         _train_noisy(merged, str(config))
         return

@@ -87,7 +87,7 @@ def run(
     opened = users.open(models, base)
     if both := sorted(set(opened.tokens) & set(negative)):
         raise UserError("A user adapter has no negative model.", ", ".join(both), "leave --negative-model out for it")
-    device, precision = _device_and_dtype(device, dtype)
+    device, precision = device_and_dtype(device, dtype)
     chooser = None if best_of is None else best_of.open(device)
     if best_of is not None and best_of.refine and opened.tokens:
         raise UserError("Refinement knows no users.", ", ".join(opened.tokens), "leave --refine or --user out")
@@ -125,7 +125,7 @@ def run(
             done = len(wanted) - len(todo[name])
             bar = progress.add_task(f"sampling {name}", total=len(wanted), completed=done)
             if todo[name]:
-                pipeline = _load(model, base, precision, device)
+                pipeline = load_model(model, base, precision, device)
                 if name in negative:
                     _add_negative(pipeline, model, negative[name], base, precision, device, negative_merge)
                 with opened.drawing(pipeline, name):
@@ -178,7 +178,8 @@ def _save(image: Image.Image, path: Path, picture: Picture, model: str, sampling
     temporary.replace(path)
 
 
-def _load(model: str | Path, base: str | Path | None, precision: str, device: str):
+def load_model(model: str | Path, base: str | Path | None, precision: str, device: str):
+    """The pipeline of a model argument, a LoRA merged where that loses nothing."""
     from t2i_align.backbones import load_for_sampling
 
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
@@ -200,12 +201,12 @@ def _add_negative(
     share: float,
 ) -> None:
     """Load the negative model, merged where asked, and attach it; its encoders are dropped."""
-    unet = _load(negative, base, precision, device).unet
+    unet = load_model(negative, base, precision, device).unet
     if share:
         from t2i_align.backbones import identify_model
 
         initial = identify_model(str(model), None if base is None else str(base)).base
-        start = _load(initial.pretrained_model_name_or_path, None, precision, device).unet
+        start = load_model(initial.pretrained_model_name_or_path, None, precision, device).unet
         merge(unet, pipeline.unet, start, share)
     attach(pipeline, unet)
 
@@ -236,7 +237,12 @@ def _contents(name: str, revision: str | None) -> str:
     return fingerprint(Path(name)) if Path(name).exists() else f"{name}@{revision or 'main'}"
 
 
-def _device_and_dtype(device: str | None, dtype: str | None) -> tuple[str, str]:
+def device_and_dtype(device: str | None, dtype: str | None) -> tuple[str, str]:
+    """Where and in which precision pictures are made, defaults filled in.
+
+    Raises:
+        UserError: an unknown precision, or CUDA where there is none.
+    """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("fp32" if device == "cpu" else "fp16")
     if dtype not in ("fp32", "fp16", "bf16"):

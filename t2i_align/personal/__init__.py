@@ -8,6 +8,10 @@
 `config` sizes; `encoders` users to tokens; `pair_set` a user as a set of comparisons; `attention` one layer;
 `adapter` all layers on a UNet; `condition` rows of a batch and guidance; `mixtures` of users; `fitting` new users of a
 table; `external` embeddings from elsewhere; `files` saving; `pipeline` the two lines above.
+
+Training: `section` of the YAML file, `features` of pictures and captions, `pair_features` their cache, `crowd` whose
+pairs are whose, `users` what the encoder is told, `warm_up` what it learns first, `provider` and `step` for the loop,
+`build` all of it. After it: `who` a user in one word, `new_user` from a few answers, `soups` of LoRAs.
 """
 
 from __future__ import annotations

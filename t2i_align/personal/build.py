@@ -21,6 +21,7 @@ from t2i_align.personal.provider import UserPairs
 from t2i_align.personal.section import PersonalSection
 from t2i_align.personal.step import UserOff, UserStep
 from t2i_align.personal.users import Answered, ArrayUsers, RewardUsers, ShownPairs, TableUsers, Users
+from t2i_align.personal.warm_up import warm_up
 
 SHOWN_USERS = 2  # users for whom validation pictures are made
 
@@ -61,6 +62,9 @@ def build_personal(
     )
     users = _users(config, section, provider, accelerator)
     adapter = add_user_adapter(backbone.unet, users.config)
+    if isinstance(users, ShownPairs) and section.encoder_steps:
+        with accelerator.main_process_first():
+            warm_up(adapter.encoder, users.training, section.support_pairs, section.encoder_steps, config.seed)
     backbone.use_reference(UserOff(backbone.unet, adapter))
     if accelerator.is_main_process:
         write_config(adapter, config.output_dir)

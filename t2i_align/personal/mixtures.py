@@ -31,11 +31,15 @@ def mix(tokens: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def interpolate(first: Tensor, second: Tensor, steps: int) -> Tensor:
-    """``[steps, M, W]`` from `first` to `second`, both included: (1 - a) E_1 + a E_2.
+    """``[steps, M, W]`` from `first` to `second`, both included: (1 - a) E_1 + a E_2. One may be the null user.
 
     Raises:
         UserError: fewer than 2 steps, or shapes that differ.
     """
+    if not first.any():
+        first = torch.zeros_like(second)
+    elif not second.any():
+        second = torch.zeros_like(first)
     if steps < 2 or first.shape != second.shape:
         found = f"{steps} steps, {list(first.shape)} and {list(second.shape)}"
         raise UserError("Interpolation needs two users of one shape and 2 steps or more.", found)

@@ -41,12 +41,16 @@ class PairSet:
         """
         if not users:
             raise UserError("There is no user to encode.", fix="take the null user for the base model")
-        cleaned = [distinct_pairs(*(part.float() for part in user)) for user in users]
-        longest = max(len(winner) for winner, _, _ in cleaned)
+        return cls.padded([distinct_pairs(*(part.float() for part in user)) for user in users])
+
+    @classmethod
+    def padded(cls, users: Sequence[UserPairs]) -> PairSet:
+        """The same without cleaning, for comparisons that are known to be distinct and finite."""
+        longest = max(len(winner) for winner, _, _ in users)
         winner, loser, caption = (
-            torch.nn.utils.rnn.pad_sequence([user[part] for user in cleaned], batch_first=True) for part in range(3)
+            torch.nn.utils.rnn.pad_sequence([user[part] for user in users], batch_first=True) for part in range(3)
         )
-        counts = torch.tensor([len(user[0]) for user in cleaned])
+        counts = torch.tensor([len(user[0]) for user in users])
         return cls(winner, loser, caption, torch.arange(longest)[None] < counts[:, None])
 
     def __len__(self) -> int:

@@ -128,13 +128,15 @@ class UserPairs(PairProvider):
 
     def _reward_scales(self) -> Tensor:
         """``[R]`` root mean squares of the margins: weights compare rewards in these units."""
-        wanted, found = self._section.rewards or [], self.source.margin_names
-        if missing := [name for name in wanted if name not in found]:
-            raise UserError(
-                "The pairs have no margins of these rewards.",
-                f"{', '.join(missing)}; margins of {', '.join(found) or 'nothing'}",
-                "write them with t2i-align rewards label",
-            )
+        wanted = self._section.rewards or []
+        for source in (self.source, *([] if self.heldout_source is None else [self.heldout_source])):
+            found = source.margin_names
+            if missing := [name for name in wanted if name not in found]:
+                raise UserError(
+                    "The pairs have no margins of these rewards.",
+                    f"{source.table.address}: {', '.join(missing)}; margins of {', '.join(found) or 'nothing'}",
+                    "write them with t2i-align rewards label",
+                )
         scales = np.array([np.sqrt(np.square(self.source.gaps(name)).mean()) for name in wanted])
         if (scales == 0).any():
             raise UserError("A reward never tells the two pictures apart.", wanted[int(scales.argmin())], "remove it")

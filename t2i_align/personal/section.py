@@ -11,6 +11,7 @@ NEEDED = {"pair_set": "features", "external": "users_file", "reward_vector": "re
 READ_BY = {  # key -> the encoders that read it; keys that all of them read are not listed
     "features": ("pair_set",),
     "support_pairs": ("pair_set",),
+    "encoder_steps": ("pair_set",),
     "hidden": ("pair_set",),
     "users_file": ("external",),
     "rewards": ("reward_vector",),
@@ -37,6 +38,10 @@ class PersonalSection(BaseModel):
     )
     support_pairs: PositiveInt = Field(
         4, description="pair_set: other pairs of the user shown with each pair, of other prompts; drawn anew each epoch"
+    )
+    encoder_steps: Annotated[int, Field(ge=0)] = Field(
+        400,
+        description="pair_set: steps in which the encoder learns, before the run, to foresee answers from features",
     )
     users_file: str | None = Field(None, description="external: safetensors file with an array [L, F] per user id")
     rewards: list[str] | None = Field(

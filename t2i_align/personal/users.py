@@ -154,7 +154,8 @@ class ShownPairs:
         device: torch.device,
         extractor: str,
     ) -> None:
-        features = sides["train"].features
+        self.training = sides["train"]
+        features = self.training.features
         self._sides, self._seed, self._device, self._count = sides, seed, device, section.support_pairs
         self.config = PersonalConfig(
             **sizes(section),

@@ -64,15 +64,16 @@ def split_terms(word: str) -> list[tuple[float, str]]:
     return found
 
 
-def answers_of(address: str, user: str | None) -> PairSource:
-    """The decided pairs of one user of a source.
+def answers_of(address: str, user: str | None, ties: bool = False) -> PairSource:
+    """The pairs of one user of a source.
 
     Args:
         address: anything ``data.source`` may be.
         user: whose; None where the source holds one user alone.
+        ties: keep undecided pairs too.
 
     Raises:
-        UserError: no such user, several without saying whom, or no decided pair.
+        UserError: no such user, several without saying whom, or no pair is left.
     """
     table = open_table(address)
     table.raise_problems()
@@ -85,7 +86,8 @@ def answers_of(address: str, user: str | None) -> PairSource:
     if user is not None and user not in known:
         raise UserError("This user gave no answer.", f"{user}; {address} has {', '.join(known[:5])} …", "name another")
     labels = pairs.labels()
-    others = [row for row, name in enumerate(users) if (user is not None and name != user) or labels[row] == 0.5]
+    mine = [user is None or name == user for name in users]
+    others = [row for row in range(len(users)) if not mine[row] or (labels[row] == 0.5 and not ties)]
     kept = pairs.without(others, "of others, or ties")
     if len(kept) == 0:
         raise UserError(
@@ -94,6 +96,13 @@ def answers_of(address: str, user: str | None) -> PairSource:
             "show a few pairs, or use null for the base model",
         )
     return kept
+
+
+def everything_of(address: str) -> PairSource:
+    """All pairs of a source, whoever answered."""
+    table = open_table(address)
+    table.raise_problems()
+    return everything(table)
 
 
 def _one(personal: Personal, who: str) -> Tensor:
@@ -141,7 +150,7 @@ def _from_arrays(personal: Personal, path: str, name: str | None) -> Tensor:
 def _weights(words: Sequence[str]) -> dict[str, float]:
     weights = {}
     for word in words:
-        name, _, value = word.partition("=")
+        name, _, value = word.rpartition("=")  # a reward may hold = itself: colour=blue=0.3
         try:
             weights[name.strip()] = float(value)
         except ValueError as error:

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 TIE_MARGIN = 0.05  # of taste scores in [0, 1]: below it a user has no opinion
 USERS_FILE = "users.json"
+SPLITS = ("train", "heldout")
 SEED_STEP = 10_000_000  # seeds of the pictures of one split
 
 
@@ -60,11 +61,12 @@ def run(
     *,
     num_users: int = 100,
     num_unseen: int = 20,
-    pairs_per_user: int = 40,
-    num_train: int = 600,
-    num_heldout: int = 200,
+    pairs_per_user: int = 60,
+    num_train: int = 400,
+    num_heldout: int = 120,
     seed: int = 0,
     tastes: Sequence[str] = ("colour", "brightness"),
+    pictures: str | Path | None = None,
 ) -> Path:
     """Sample, let the users choose, and write `pairs/{train,heldout}.parquet`, `prompts/*.txt` and `users.json`.
 
@@ -77,19 +79,26 @@ def run(
         num_train, num_heldout: different pairs of pictures per split.
         seed: of pictures, population and draws.
         tastes: what the users care about.
+        pictures: folder of an earlier call, whose pictures these users judge instead of new ones.
 
     Raises:
         UserError: more answers per user than there are pairs, or an unknown taste.
     """
-    _check(pairs_per_user, min(num_train, num_heldout), tastes)
     folder = Path(output_dir)
-    pipeline = load_pipeline(resolve(str(model)) if str(model).startswith("shapes:") else model)
-    captions = _captions(num_train, num_heldout, seed, tastes)
+    if pictures is not None:
+        sides = [_shown_before(Path(pictures) / "pairs" / f"{split}.parquet") for split in SPLITS]
+        _check(pairs_per_user, min(len(side.captions) for side in sides), tastes)
+    else:
+        _check(pairs_per_user, min(num_train, num_heldout), tastes)
+        pipeline = load_pipeline(resolve(str(model)) if str(model).startswith("shapes:") else model)
+        captions = _captions(num_train, num_heldout, seed, tastes)
+        sides = [show(pipeline, prompts, seed, number) for number, prompts in enumerate(captions)]
     crowds = population(num_users, num_unseen, seed, tastes)
-    for number, (split, prompts, users) in enumerate(zip(("train", "heldout"), captions, crowds, strict=True)):
+    for number, (split, shown, users) in enumerate(zip(SPLITS, sides, crowds, strict=True)):
+        prompts = shown.captions
         (folder / "prompts").mkdir(parents=True, exist_ok=True)
         (folder / "prompts" / f"{split}.txt").write_text("\n".join(dict.fromkeys(prompts)) + "\n", encoding="utf-8")
-        rows = answers(show(pipeline, prompts, seed, number), users, pairs_per_user, seed, number)
+        rows = answers(shown, users, pairs_per_user, seed, number)
         path = folder / "pairs" / f"{split}.parquet"
         path.parent.mkdir(exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, compression="zstd")
@@ -115,6 +124,16 @@ def show(pipeline: StableDiffusionXLPipeline, captions: Sequence[str], seed: int
         list(zip(uids[::2], uids[1::2], strict=True)),
         features,
     )
+
+
+def _shown_before(path: Path) -> Shown:
+    """The pictures of a file of answers, each pair once."""
+    if not path.is_file():
+        raise UserError("There are no users' pairs in this folder.", str(path), "t2i-align shapes user-pairs")
+    rows = {(row["image_0_uid"], row["image_1_uid"]): row for row in pq.read_table(path).to_pylist()}
+    files = [(row["jpg_0"], row["jpg_1"]) for row in rows.values()]
+    features = picture_features([Image.open(io.BytesIO(file)) for pair in files for file in pair])
+    return Shown([row["caption"] for row in rows.values()], files, list(rows), features)
 
 
 def answers(

@@ -10,11 +10,12 @@ from t2i_align.config.layers import file_layers, merge
 from t2i_align.config.loading import load_config
 from t2i_align.objectives.config import resolve
 from t2i_align.rewards.noisy import read_config
+from t2i_align.rewards.personal import read_config as read_personal
 from t2i_align.shapes.world import caption_of, parse_caption
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NOISY = [path for path in sorted(CONFIGS.glob("*/*.yaml")) if path.stem in ("lrm", "spm")]  # t2i-align rewards train
-OWN_READERS = ("pretrain", "study")  # t2i_align.shapes.pretrain and t2i_align.study.config
+OWN_READERS = ("pretrain", "study", "personal_head")  # not `RunConfig`: their own modules read them
 OTHER_SCHEMAS = {*(CONFIGS / "shapes" / f"{stem}.yaml" for stem in OWN_READERS), *NOISY}
 RECIPES = sorted(set(CONFIGS.glob("*/*.yaml")) - set(CONFIGS.glob("base/*.yaml")) - OTHER_SCHEMAS)
 HEADINGS = ("For:", "Launch:", "Memory:", "Result:", "Else:")
@@ -150,6 +151,12 @@ def test_published_personal_recipe(recipe: str, processes: int) -> None:
     assert processes * training.train_batch_size * training.gradient_accumulation_steps == 768
     assert training.learning_rate == 1e-5 and round(800_000 / 768, -1) == training.max_train_steps
     assert resolve(config.objective).needs_reference and config.model.train == "user"
+
+
+def test_recipe_of_a_personal_head_is_valid() -> None:
+    path = CONFIGS / "shapes/personal_head.yaml"
+    config = read_personal(merge(path), str(path))
+    assert config.output_dir == "runs/shapes-personal-head" and config.few_shot.shots == [0, 1, 2, 4, 8, 16, 32]
 
 
 def test_published_latent_reward_model() -> None:

@@ -232,7 +232,7 @@ def test_merged_adapter_draws_what_the_adapter_draws(tiny_sdxl, tmp_path):
     adapted = sample_images(pipeline, PROMPTS[:1], [0], num_inference_steps=2)[0]
     state = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
     StableDiffusionXLPipeline.save_lora_weights(tmp_path / "lora", unet_lora_layers=state)
-    merged = generate._load(tmp_path / "lora", tiny_sdxl, "fp32", "cpu")
+    merged = generate.load_model(tmp_path / "lora", tiny_sdxl, "fp32", "cpu")
     assert not any("lora" in name for name, _ in merged.unet.named_parameters())
     image = sample_images(merged, PROMPTS[:1], [0], num_inference_steps=2)[0]
     assert np.abs(pixels(image) - pixels(adapted)).max() <= 1

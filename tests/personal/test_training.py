@@ -23,6 +23,7 @@ from ..training.runs import run_settings, write_pairs
 from .common import load, picture
 
 PERSONAL = {"encoder": "pair_set", "num_tokens": 2, "token_width": 8, "hidden": 16, "features": "pixels"}
+PERSONAL |= {"encoder_steps": 2}
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,20 @@ def test_run_keeps_users_and_prompts_apart(tiny_run: Path, tmp_path: Path) -> No
     assert users["train"]["1"] == make_user(1).weights
 
 
+def test_other_users_may_judge_the_same_pictures(tiny_run: Path, tmp_path: Path) -> None:
+    sizes = {"num_users": 2, "num_unseen": 1, "pairs_per_user": 2}
+    run(tiny_run / "base", tmp_path / "first", num_train=3, num_heldout=2, **sizes)
+    run(tiny_run / "base", tmp_path / "again", pictures=tmp_path / "first", tastes=("size",), **sizes)
+    for split in ("train", "heldout"):
+        first, again = (pq.read_table(tmp_path / name / f"pairs/{split}.parquet") for name in ("first", "again"))
+        assert set(again["jpg_0"].to_pylist()) <= set(first["jpg_0"].to_pylist())
+    assert all(
+        name.startswith("size=") for name in json.loads((tmp_path / "again/users.json").read_text())["train"]["0"]
+    )
+    with pytest.raises(UserError, match="no users' pairs"):
+        run("shapes:base", tmp_path / "none", pictures=tmp_path / "nowhere")
+
+
 def test_impossible_crowds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="more pairs than there are"):
         run("shapes:base", tmp_path, pairs_per_user=9, num_train=8)
