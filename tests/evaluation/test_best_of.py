@@ -68,7 +68,7 @@ def test_finished_pictures_are_not_drawn_again_and_other_choices_are_refused(tin
         generate.run({"base": tiny_sdxl}, ["a"], tmp_path, best_of=BestOf(3, [BrightnessScorer()]), **options)
     with pytest.raises(UserError, match="other settings"):
         generate.run({"base": tiny_sdxl}, ["a"], tmp_path, **options)
-    monkeypatch.setattr(generate, "_load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(generate, "load_model", lambda *_: pytest.fail("the model was loaded"))
     generate.run({"base": tiny_sdxl}, ["a"], tmp_path, best_of=BestOf(2, [BrightnessScorer()]), **options)
 
 

@@ -173,7 +173,7 @@ def test_whole_evaluation_and_its_resumption(tiny_sdxl, tmp_path, monkeypatch):
     assert result.comparison("tuned", "base").win_rate.value == 0.5  # the same weights draw the same pictures
     assert result.comparison("tuned").tie_share == 1.0
     assert scorer.seen == 6
-    monkeypatch.setattr(generate, "_load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(generate, "load_model", lambda *_: pytest.fail("the model was loaded"))
     fewer = evaluate.run(models, ["a", "b", "c"], [scorer], tmp_path, limit=2, **QUICK)
     assert scorer.seen == 6 and fewer.comparison("tuned").win_rate.n == 2
     described = json.loads((tmp_path / "evaluation.json").read_text())

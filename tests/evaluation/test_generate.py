@@ -132,7 +132,7 @@ def test_killed_run_goes_on_with_the_same_pictures(tiny_sdxl, tmp_path):
 
 def test_finished_folder_needs_no_model(tiny_sdxl, tmp_path, monkeypatch):
     generate.run({"base": tiny_sdxl}, PROMPTS[:1], tmp_path, **QUICK)
-    monkeypatch.setattr(generate, "_load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(generate, "load_model", lambda *_: pytest.fail("the model was loaded"))
     generate.run({"base": tiny_sdxl}, PROMPTS[:1], tmp_path, **QUICK)
 
 
@@ -213,7 +213,7 @@ def test_run_folder_is_known_by_its_export_alone(tiny_sdxl, tmp_path, monkeypatc
     (run / "metrics.jsonl").write_text("{}\n")
     run.rename(tmp_path / "moved")
     loaded = []
-    monkeypatch.setattr(generate, "_load", lambda *given: loaded.append(given))
+    monkeypatch.setattr(generate, "load_model", lambda *given: loaded.append(given))
     generate.run({"tuned": tmp_path / "moved"}, PROMPTS[:1], tmp_path / "out", **QUICK)
     assert not loaded
 
