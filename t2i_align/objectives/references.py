@@ -48,4 +48,23 @@ class Guarded(Reference):
     limit: float = Field(default=0.005, ge=0, description="largest divergence; published 0.005 (SD1.5), 0.002 (SDXL)")
 
 
-REFERENCES: dict[str, type[Reference]] = {"none": NoReference, "initial": Initial, "guarded": Guarded}
+class Moving(Reference):
+    """An average that follows the policy, whatever the distance: copies of the policy are mixed in every so often.
+
+    ``mix: 1`` replaces the reference (a hard update); ``every: 1`` with a small mix is an exponential moving average.
+    Nothing bounds the drift from the initial model; ``guarded`` does.
+    """
+
+    formula = "r = error of an average R; every so many steps R <- mix * policy + (1 - mix) * R, initial model first"
+    paper = "TR-DPO, arXiv 2404.09656"
+    name: Literal["moving"] = "moving"
+    every: int = Field(default=512, ge=1, description="optimiser steps between updates")
+    mix: float = Field(default=0.6, gt=0, le=1, description="share of the policy in the new reference")
+
+
+REFERENCES: dict[str, type[Reference]] = {
+    "none": NoReference,
+    "initial": Initial,
+    "guarded": Guarded,
+    "moving": Moving,
+}

@@ -11,7 +11,7 @@ from torch import Tensor
 from t2i_align.backbones import Backbone
 from t2i_align.objectives import Objective
 from t2i_align.objectives.latents import LAGGING
-from t2i_align.objectives.references import Guarded
+from t2i_align.objectives.references import Guarded, Moving
 
 REFERENCE = "reference"  # name of the snapshot that plays a moving reference
 STOPPED = "reference_stopped"
@@ -30,17 +30,30 @@ class Followers:
         self._backbone, self._accelerator = backbone, accelerator
         self._lag = objective.latents.lag
         self._guard = objective.reference if isinstance(objective.reference, Guarded) else None
+        self._moving = objective.reference if isinstance(objective.reference, Moving) else None
         self._lagged_at = self._moved_at = -1
         self.stopped = False
 
-    def before_rollout(self, step: int) -> None:
-        """Bring the lagging copy up to date; the first one is the initial model."""
+    def before_step(self, step: int) -> None:
+        """Bring the copies up to date that follow whatever happens; the first ones are the initial model."""
+        self._average(step)
         if self._lag is None or self._lagged_at == step:
             return
         self._lagged_at = step
         snapshots = self._backbone.snapshots
         if LAGGING not in snapshots or step % self._lag.every == 0:
             snapshots.take(LAGGING, self._lag.keep)
+
+    def _average(self, step: int) -> None:
+        """Mix the policy into a moving reference where it is due."""
+        if self._moving is None or self._moved_at == step:
+            return
+        snapshots = self._backbone.snapshots
+        if REFERENCE not in snapshots:
+            snapshots.take(REFERENCE)
+        elif step % self._moving.every == 0:
+            snapshots.take(REFERENCE, 1.0 - self._moving.mix)
+        self._moved_at = step
 
     def after_policy(self, step: int, policy: Tensor, initial: Callable[[], Tensor]) -> Tensor | None:
         """Move the reference to the policy where it is due and the guard allows it.
@@ -68,11 +81,12 @@ class Followers:
     @property
     def reference(self) -> str | None:
         """Snapshot that plays the reference; None while that is the initial model."""
-        return REFERENCE if self._guard is not None and REFERENCE in self._backbone.snapshots else None
+        moves = self._guard is not None or self._moving is not None
+        return REFERENCE if moves and REFERENCE in self._backbone.snapshots else None
 
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs; nothing where nothing follows."""
-        if self._lag is None and self._guard is None:
+        if self._lag is None and self._guard is None and self._moving is None:
             return {}
         return {**self._backbone.snapshots.state(), STOPPED: torch.tensor([self.stopped])}
 

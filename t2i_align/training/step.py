@@ -71,7 +71,7 @@ class PairStep:
     def loss(self, batch: PairBatch | ListBatch, draws: Draws, step: int) -> tuple[ObjectiveOutput, Tensor]:
         """Per-item loss with its graph, and each item's timestep as a share of the schedule ``[N]``."""
         items = self._layout(batch)
-        self._followers.before_rollout(step)
+        self._followers.before_step(step)
         inputs = self._inputs(items, draws, self._objective.latents)
         policy = self._errors(inputs)
         divergence = self._followers.after_policy(

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -135,14 +137,20 @@ def test_kill_minus_nine_and_resume_is_bit_identical(tiny_sdxl, pairs, tmp_path)
 
 
 def test_two_processes_equal_one_with_twice_the_batch(tiny_sdxl, pairs, tmp_path):
+    # An objective with two statistics of the batch, KTO's reference point and a weight's mean: over all processes.
     # A small rate and scale: Adam's first steps have unit size whatever the gradient, and k multiplies what kernels for
     # other batch sizes round differently; both would magnify rounding, not errors.
     common = {"max_train_steps": 3, "learning_rate": 1e-5}
-    objective = {"preset": "dpo", "beta": 20.0}
+    weight = {"name": "adaptive_margin", "width": 0.5, "normalize": True}
+    objective = {"preset": "kto", "beta": 20.0, "weight": weight}
+    table = pq.read_table(pairs)
+    margins = pa.array([{"clip": 0.1 * (index % 5)} for index in range(len(table))])
+    pq.write_table(table.append_column("margins", margins), tmp_path / "margins.parquet")
 
     def settings(name: str, batch: int) -> dict:
         training = {"train_batch_size": batch, **common}
-        return run_settings(tiny_sdxl, pairs, tmp_path / name, objective=objective, training=training)
+        source = tmp_path / "margins.parquet"
+        return run_settings(tiny_sdxl, source, tmp_path / name, objective=objective, training=training)
 
     one, two = settings("one", 4), settings("two", 2)
     finish(launch(one, tmp_path / "a"))
@@ -151,6 +159,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tiny_sdxl, pairs, tmp_path
     for single, double in zip(*rows, strict=True):
         for key in ("loss", "grad_norm", "margin", "e_w", "d_w", "logits/abs_max"):
             assert double[key] == pytest.approx(single[key], rel=1e-5, abs=1e-5), key
+        assert double["reference_point"] == pytest.approx(single["reference_point"], abs=2e-6)
 
 
 def test_a_stop_signal_writes_a_checkpoint_and_says_how_to_go_on(tiny_sdxl, pairs, tmp_path):
