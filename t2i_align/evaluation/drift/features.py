@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,17 +16,8 @@ from t2i_align.evaluation.scorers import RewardModelScorer, open_scorer
 WITH_FEATURES = ("clip_score", "pickscore", "hps_v1", "hpsv2", "hpsv2.1")
 """Reward models that compare image features of a CLIP model with the prompt's."""
 
-SIDE = 128  # pixels that pictures are brought to before the perceptual distance
-
-
-class Encoder(Protocol):
-    """Pictures to vectors whose cosine says how alike they are."""
-
-    name: str
-
-    def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """``[N, D]``, rows of length 1."""
-        ...
+SIDE = 128  # pixels that larger pictures are brought to before the perceptual distance
+GRID = 4  # places per side of the coarse features
 
 
 class ClipEncoder:
@@ -38,7 +29,7 @@ class ClipEncoder:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """See ``Encoder``."""
+        """``[N, D]``, rows of length 1."""
         inputs = torch.stack([self._scorer.preprocessor(image) for image in images]).to(self._scorer.device)
         return unit(self._scorer.encode_inputs(inputs).double().cpu().numpy())
 
@@ -56,9 +47,15 @@ class PerceptualEncoder:
         self._vae, self.name = vae, name
 
     @torch.no_grad()
-    def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """``[N, D]`` float32; squared Euclidean distances of rows are the perceptual distances."""
-        resized = [image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC) for image in images]
+    def __call__(self, images: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+        """Look at pictures, all brought to the size of the largest, ``SIDE`` at most.
+
+        Returns:
+            ``[N, D]`` float32, squared Euclidean distances of whose rows are the perceptual distances; and ``[N, d]``,
+            the deepest layer over a coarse grid, for variety where no CLIP model is at hand.
+        """
+        side = min(SIDE, max(max(image.size) for image in images)) // 8 * 8 or 8
+        resized = [image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for image in images]
         pixels = torch.from_numpy(np.stack([np.asarray(image) for image in resized]).copy())
         sample = pixels.permute(0, 3, 1, 2).to(self._vae.device, torch.float32) / 127.5 - 1.0
         layers: list[Tensor] = []
@@ -68,19 +65,9 @@ class PerceptualEncoder:
             places = sample.shape[-1] * sample.shape[-2]
             direction = sample / sample.norm(dim=1, keepdim=True).clamp_min(1e-8)
             layers.append(direction.flatten(1) / places**0.5)
-        return (torch.cat(layers, dim=1) / len(layers) ** 0.5).cpu().numpy()
-
-
-class PooledEncoder:
-    """The perceptual vectors as an ``Encoder``, where no CLIP model is at hand."""
-
-    def __init__(self, perceptual: PerceptualEncoder) -> None:
-        self._perceptual = perceptual
-        self.name = perceptual.name
-
-    def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """See ``Encoder``."""
-        return unit(self._perceptual(images).astype(np.float64))
+        close = torch.cat(layers, dim=1) / len(layers) ** 0.5
+        coarse = torch.nn.functional.adaptive_avg_pool2d(direction, GRID).flatten(1)
+        return close.cpu().numpy(), coarse.cpu().numpy()
 
 
 def open_encoder(spec: str | None, scorers: Sequence[str], device: str | None) -> ClipEncoder | None:

@@ -17,13 +17,13 @@ from t2i_align.evaluation import statistics
 from t2i_align.evaluation.drift.agreement import Agreement, Score, agreement
 from t2i_align.evaluation.drift.appearance import MEASURES, appearance
 from t2i_align.evaluation.drift.features import (
-    Encoder,
+    ClipEncoder,
     PerceptualEncoder,
-    PooledEncoder,
     distance_to_others,
     mean_pairwise_distance,
     mean_pairwise_square,
     open_encoder,
+    unit,
     vendi_score,
 )
 from t2i_align.evaluation.drift.trajectory import Trajectory, trajectory
@@ -133,14 +133,13 @@ def measure(
         vae = _vae_of(evaluation.models[evaluation.baseline], evaluation.settings.get("base"), device)
     perceptual = PerceptualEncoder(vae, f"encoder of {evaluation.baseline}’s VAE")
     clip = open_encoder(features, evaluation.settings.get("scorers", ()), device)
-    encoder: Encoder = clip or PooledEncoder(perceptual)
-    pictures = _look(evaluation, perceptual, encoder)
+    pictures = _look(evaluation, perceptual, clip)
     before = pictures[evaluation.baseline]
     others = [name for name in evaluation.models if name != evaluation.baseline]
     shifts = {name: tuple(_shifts(evaluation, name, before, pictures[name])) for name in others}
     agreements = {name: agreement(evaluation, name, trained_on) for name in others}
     return Drift(
-        features=encoder.name,
+        features=perceptual.name if clip is None else clip.name,
         shifts=shifts,
         vendi={name: vendi_score(_rows(one.vectors)) for name, one in pictures.items()},
         agreement=agreements,
@@ -177,7 +176,7 @@ def _vae_of(model: str, base: str | None, device: str) -> Any:
     return load_vae(name, torch.float32).to(device).eval()
 
 
-def _look(evaluation: Evaluation, perceptual: PerceptualEncoder, encoder: Encoder) -> dict[str, _Pictures]:
+def _look(evaluation: Evaluation, perceptual: PerceptualEncoder, clip: ClipEncoder | None) -> dict[str, _Pictures]:
     """Go through the pictures prompt by prompt; all that is kept are numbers and one vector each."""
     prompts, draws = evaluation.scores.shape
     files = {
@@ -194,44 +193,56 @@ def _look(evaluation: Evaluation, perceptual: PerceptualEncoder, encoder: Encode
             for draw in range(draws)
             if (image := _open(files[name].get((prompt, draw)))) is not None
         }
-        keys, images = list(opened), list(opened.values())
-        if not keys:
+        if not opened:
             continue
-        close = dict(zip(keys, perceptual(images), strict=True))
-        vectors = dict(zip(keys, encoder(images), strict=True))
+        close, coarse = perceptual(list(opened.values()))
+        rows = dict(zip(opened, close, strict=True))
+        vectors = dict(zip(opened, coarse if clip is None else clip(list(opened.values())), strict=True))
+        width = len(next(iter(vectors.values())))
         for name, one in looked.items():
             present = [draw for draw in range(draws) if (name, draw) in opened]
             if one.vectors.size == 0:
-                one.vectors = np.full((prompts, draws, len(vectors[keys[0]])), np.nan)
+                one.vectors = np.full((prompts, draws, width), np.nan, dtype=np.float32)
             for draw in present:
                 one.vectors[prompt, draw] = vectors[name, draw]
-            found = _of_prompt(
-                present, [opened[name, draw] for draw in present], [vectors[name, draw] for draw in present]
-            )
-            if len(present) > 1:
-                found["seed_perceptual"] = mean_pairwise_square(np.stack([close[name, draw] for draw in present]))
+            found = _of_prompt([opened[name, draw] for draw in present], [rows[name, draw] for draw in present])
             paired = [draw for draw in present if (evaluation.baseline, draw) in opened]
             if paired and name != evaluation.baseline:
-                gaps = [((close[name, draw] - close[evaluation.baseline, draw]) ** 2).sum() for draw in paired]
+                gaps = [((rows[name, draw] - rows[evaluation.baseline, draw]) ** 2).sum() for draw in paired]
                 found["distance"] = float(np.mean(gaps))
             for key, value in found.items():
                 one.values.setdefault(key, np.full(prompts, np.nan))[prompt] = value
+    if (
+        clip is None
+    ):  # what all pictures have in common would hide how they differ; no model's own mean, which flatters it
+        common = np.mean([_rows(one.vectors).mean(axis=0) for one in looked.values()], axis=0)
+        for one in looked.values():
+            one.vectors = unit(one.vectors - common)
     for one in looked.values():
-        if prompts > 1:
-            one.values["prompt_distance"] = _between_prompts(one.vectors)
+        _variety(one)
     return looked
 
 
-def _of_prompt(draws: Sequence[int], images: Sequence[Image.Image], vectors: Sequence[np.ndarray]) -> dict[str, float]:
+def _of_prompt(images: Sequence[Image.Image], rows: Sequence[np.ndarray]) -> dict[str, float]:
     """Measures of one model's pictures of one prompt."""
     found: dict[str, float] = {}
-    if draws:
+    if images:
         looks = [appearance(image) for image in images]
         found = {name: float(np.mean([look[name] for look in looks])) for name in MEASURES}
-    if len(draws) > 1:
-        found["seed_distance"] = mean_pairwise_distance(np.stack(vectors))
-        found["seed_vendi"] = vendi_score(np.stack(vectors))
+    if len(images) > 1:
+        found["seed_perceptual"] = mean_pairwise_square(np.stack(rows))
     return found
+
+
+def _variety(one: _Pictures) -> None:
+    """Distances within and between prompts, from the vectors."""
+    prompts, draws = one.vectors.shape[:2]
+    if draws > 1:
+        for key, measured in {"seed_distance": mean_pairwise_distance, "seed_vendi": vendi_score}.items():
+            sets = [row[~np.isnan(row[:, 0])].astype(np.float64) for row in one.vectors]
+            one.values[key] = np.array([measured(found) if len(found) > 1 else np.nan for found in sets])
+    if prompts > 1:
+        one.values["prompt_distance"] = _between_prompts(one.vectors.astype(np.float64))
 
 
 def _between_prompts(vectors: np.ndarray) -> np.ndarray:
