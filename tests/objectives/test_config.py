@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -132,6 +133,18 @@ def test_the_documentation_names_every_preset_and_choice() -> None:
     text = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text()
     names = [*PRESETS, *(name for choices in SLOTS.values() for name in choices), *TIMESTEP_WEIGHTS]
     assert not [name for name in names if f"`{name}`" not in text]
+
+
+def test_choices_in_the_documentation_exist() -> None:
+    """What a page tells readers to write, such as `anchor: winner`; Python code has other colons."""
+    root, wrong = Path(__file__).parents[2], []
+    slot = re.compile(rf"(?<![.\w])({'|'.join(SLOT_NAMES)}): (?:{{name: )?([a-z_]+)(?![\w.:])")
+    quoted = re.compile(r"^```.*?^```|`[^`\n]+`", flags=re.DOTALL | re.MULTILINE)
+    for page in [*(root / "docs").rglob("*.md"), root / "README.md"]:
+        for code in (code for code in quoted.findall(page.read_text()) if not code.startswith("```python")):
+            wrong += [(page.name, *found) for found in slot.findall(code) if found[1] not in SLOTS[found[0]]]
+    expected = {("reference", name) for name in ("auto", "adapter_off", "frozen_copy")}  # model.reference
+    assert not [found for found in wrong if found[1:] not in expected]
 
 
 def test_the_documented_example_runs() -> None:
