@@ -7,8 +7,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from t2i_align.config.loading import resolved
 from t2i_align.config.schema import RunConfig
@@ -48,16 +50,15 @@ def train_once(config: RunConfig) -> Trained:
         UserError: training failed.
     """
     folder = Path(config.output_dir)
-    settings = json.loads(json.dumps(resolved(config)))
-    settings.pop("output_dir", None)
+    settings = _settings(config)
     done = folder / DONE_FILE
     if done.is_file():
         record = json.loads(done.read_text(encoding="utf-8"))
-        if record["settings"] != settings:
-            changed = [key for key in settings if record["settings"].get(key) != settings[key]]
+        kept = _as_read_today(record["settings"], config.output_dir)
+        if changed := sorted(key for key in kept.keys() | settings if kept.get(key) != settings.get(key)):
             raise StudyFolderError(
                 "The study's folder holds a run with other settings.",
-                f"{folder}: {', '.join(changed) or 'fewer settings now'}",
+                f"{folder}: {', '.join(changed)}",
                 "delete that folder, or choose another output_dir",
             )
         return Trained(folder, record["train_seconds"], record["metrics"])
@@ -69,6 +70,21 @@ def train_once(config: RunConfig) -> Trained:
     temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, done)
     return Trained(folder, record["train_seconds"], metrics)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """What makes one training differ from another: everything but where it is kept."""
+    settings = json.loads(json.dumps(resolved(config)))
+    settings.pop("output_dir", None)
+    return settings
+
+
+def _as_read_today(settings: dict[str, Any], output_dir: str) -> dict[str, Any]:
+    """Settings of an earlier version: keys that have come since are at their defaults, which change nothing."""
+    try:
+        return _settings(RunConfig.model_validate({**settings, "output_dir": output_dir}))
+    except ValidationError:
+        return settings
 
 
 class Judge:

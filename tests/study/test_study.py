@@ -135,6 +135,15 @@ def test_other_settings_in_the_same_folder_are_refused(settings: dict, tmp_path:
         study_run.run(load(settings, tmp_path), quiet, only=["dpo"])
 
 
+def test_a_run_of_a_version_with_fewer_keys_is_kept(settings: dict, tmp_path: Path) -> None:
+    study_run.run(load(settings, tmp_path), quiet, only=["dpo"])
+    for done in (tmp_path / "study" / "runs" / "dpo").glob("*/trial.json"):
+        record = json.loads(done.read_text())
+        del record["settings"]["personal"]
+        done.write_text(json.dumps(record))
+    assert study_run.run(load(settings, tmp_path), quiet, only=["dpo"]).rows["dpo"].win_rate
+
+
 def test_settings_given_as_lists_are_tuned_on_training_prompts(settings: dict, tmp_path: Path) -> None:
     settings["methods"]["dpo"]["learning_rate"] = [0.0, 1e-2]
     table = study_run.run(load(settings, tmp_path), quiet, only=["dpo"])
