@@ -243,6 +243,11 @@ class Backbone(ABC):
             compile_blocks(self.unet, self.device)
         train_mode(self.unet)
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether `reference()` is there."""
+        return self._reference is not None
+
     def use_reference(self, reference: Reference) -> None:
         """Let another network play the reference from now on."""
         self._reference = reference

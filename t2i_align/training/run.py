@@ -315,6 +315,7 @@ class _Run:
                 step,
                 lambda: pairs.heldout_batches(share, self.config.training.train_batch_size),
                 validation.heldout_draws,
+                self.backbone.reference if self.backbone.has_reference else None,
             )
 
     def _heldout(self) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -16,21 +17,34 @@ from t2i_align.training.step import Draws, PairStep
 class HeldoutProbe:
     """Implicit accuracy on pairs the run never trains on, with the same (timestep, noise) draws every time.
 
-    Make it while the policy still is the base model, before a checkpoint is loaded: the reference errors
-    ``[2, N, draws]`` are measured then. So the probe costs policy passes only and works for reference-free objectives.
+    The reference errors ``[2, N, draws]`` are measured once. Where the run keeps its initial model as a reference that
+    happens at the first validation, so that training starts at once. Without one, make the probe while the policy
+    still is the base model, before a checkpoint is loaded: they are measured then. So the probe works for
+    reference-free objectives too.
 
     Args:
         step: measures errors of a batch.
         batches: a fresh iterator over this process's held-out batches.
         draws: (timestep, noise) draws per pair; a pair is decided by its mean margin over them.
+        reference: makes the initial model answer inside; None where the run has none.
     """
 
-    def __init__(self, step: PairStep, batches: Callable[[], Iterable[PairBatch]], draws: int) -> None:
-        self._step, self._batches, self._draws = step, batches, draws
-        self._reference = self._measure()
+    def __init__(
+        self,
+        step: PairStep,
+        batches: Callable[[], Iterable[PairBatch]],
+        draws: int,
+        reference: Callable[[], AbstractContextManager[None]] | None = None,
+    ) -> None:
+        self._step, self._batches, self._draws, self._initial = step, batches, draws, reference
+        self._reference = self._measure() if reference is None else None
 
     def measure(self) -> torch.Tensor:
         """Per held-out pair of this process ``[N, 3]``: accuracy (ties 0.5), d_w, d_l."""
+        if self._reference is None:
+            assert self._initial is not None
+            with self._initial():
+                self._reference = self._measure()
         d_winner, d_loser = (self._measure() - self._reference).mean(-1)
         margin = d_loser - d_winner
         accuracy = torch.where(margin == 0, 0.5, (margin > 0).float())
