@@ -31,6 +31,15 @@ class Stepwise:
     counter: PassCounter
 
 
+@dataclass(frozen=True)
+class RolloutParts:
+    """A rollout, and the guided policy and sampler that it shares with the loss."""
+
+    rollout: Rollout
+    denoiser: GuidedDenoiser
+    kernel: DdimKernel
+
+
 def build_stepwise(
     run: RunConfig,
     rollout: RolloutConfig,
@@ -55,6 +64,45 @@ def build_stepwise(
         UserError: anything in the section that does not fit the model, the objective or the data.
     """
     counter = PassCounter()
+    parts = build_rollout(run, rollout, backbone, counter, scorer)
+    training = run.training
+    provider = RolloutProvider(
+        parts.rollout,
+        rollout_prompts(rollout, run.data, run.seed) if prompts is None else prompts,
+        rollout.prompts_per_rollout,
+        backbone,
+        run.data.resolution,
+        run.seed,
+        training.train_batch_size,
+        training.gradient_accumulation_steps,
+        accelerator,
+        counter,
+    )
+    step = TransitionStep(
+        backbone,
+        objective,
+        parts.denoiser,
+        parts.kernel,
+        rollout.shared_pass,
+        rollout.ratio_clip,
+        training.max_train_steps,
+        accelerator,
+    )
+    return Stepwise(provider, step, counter)
+
+
+def build_rollout(
+    run: RunConfig,
+    rollout: RolloutConfig,
+    backbone: Backbone,
+    counter: PassCounter,
+    scorer: LatentScorer | None = None,
+) -> RolloutParts:
+    """What samples and branches; the arguments are those of `build_stepwise`, and ``counter`` counts its passes.
+
+    Raises:
+        UserError: the section does not fit the model or the resolution.
+    """
     denoiser = GuidedDenoiser(backbone, rollout.guidance_scale, counter)
     grid = step_grid(backbone.pipeline().scheduler.config, rollout.num_inference_steps, rollout.final_alpha)
     kernel = DdimKernel(backbone.alphas_cumprod, backbone.prediction_type, rollout.eta, grid.final_alpha)
@@ -76,30 +124,7 @@ def build_stepwise(
             f"steps at {', '.join(map(str, grid.parents))}",
             "widen rollout.lowest_timestep and rollout.highest_timestep, or raise num_inference_steps",
         )
-    training = run.training
-    provider = RolloutProvider(
-        sampler,
-        rollout_prompts(rollout, run.data, run.seed) if prompts is None else prompts,
-        rollout.prompts_per_rollout,
-        backbone,
-        run.data.resolution,
-        run.seed,
-        training.train_batch_size,
-        training.gradient_accumulation_steps,
-        accelerator,
-        counter,
-    )
-    step = TransitionStep(
-        backbone,
-        objective,
-        denoiser,
-        kernel,
-        rollout.shared_pass,
-        rollout.ratio_clip,
-        training.max_train_steps,
-        accelerator,
-    )
-    return Stepwise(provider, step, counter)
+    return RolloutParts(sampler, denoiser, kernel)
 
 
 def rollout_prompts(rollout: RolloutConfig, data: DataConfig, seed: int) -> list[str]:

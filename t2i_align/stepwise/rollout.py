@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -40,6 +41,24 @@ class RolloutPrompts:
     time_ids: Tensor | None
 
 
+@dataclass(frozen=True, eq=False)
+class BranchedStep:
+    """One branched step of a rollout: K candidates of N prompts, and how they were judged.
+
+    Attributes:
+        parent, child: timesteps that the step leads from and to; a child of -1 is the clean end.
+        candidates: ``[K, N, C, h, w]``, on the policy's device.
+        scores: ``[K, N]`` logits.
+        selection: best, worst, and whether they are a pair.
+    """
+
+    parent: int
+    child: int
+    candidates: Tensor
+    scores: Tensor
+    selection: Selection
+
+
 class Rollout:
     """Samples prompts with the policy as it is and returns the accepted pairs.
 
@@ -76,7 +95,11 @@ class Rollout:
 
     @torch.no_grad()
     def run(
-        self, prompts: RolloutPrompts, address: RolloutAddress, version: int
+        self,
+        prompts: RolloutPrompts,
+        address: RolloutAddress,
+        version: int,
+        watch: Callable[[BranchedStep], None] | None = None,
     ) -> tuple[StepPairs, RolloutStatistics]:
         """Sample N prompts.
 
@@ -84,6 +107,7 @@ class Rollout:
             prompts: what to sample.
             address: of the random numbers; ``positions`` has N entries.
             version: optimiser steps made so far, kept with the pairs.
+            watch: shown every branched step.
         """
         statistics = RolloutStatistics(self._backbone.num_train_timesteps)
         pairs: list[StepPairs] = [StepPairs.empty(self._shape, self._backbone.device)]
@@ -103,6 +127,9 @@ class Rollout:
                 scored = self._score(candidates, prompts, step)
                 selection = select(scored.scores, float(self._thresholds[step]))
                 statistics.add(self._grid.parents[step], scored.scores, selection)
+                if watch is not None:
+                    times = self._grid.parents[step], self._grid.children[step]
+                    watch(BranchedStep(*times, candidates, scored.scores, selection))
                 pairs.append(self._accepted(latents, candidates, transition, selection, prompts, step, version))
                 chosen = CONTINUATIONS[self._config.continuation](selection, address, step, len(candidates))
                 latents = pick(candidates, chosen)
