@@ -106,7 +106,7 @@ def encode_missing(
         workers: decoding threads.
         progress: see `cache.build_cache`.
     """
-    started, store = time.perf_counter(), CacheStore(folder)
+    started, store = time.perf_counter(), CacheStore(folder, keep_index=False)
     report = progress or (lambda what, done, total: None)
     _encode_prompts(folder, store, sources, backbone, mine, report)
     builder = PictureBuilder(folder, store, backbone, resolution, flips, shard_pairs)

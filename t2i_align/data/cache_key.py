@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class CacheKey:
     transform: int = VERSION
 
     @classmethod
-    def of(cls, config: DataConfig, encoder: str, tables: list[PairTable]) -> CacheKey:
+    def of(cls, config: DataConfig, encoder: str, tables: Sequence[PairTable]) -> CacheKey:
         """The key a run needs."""
         sources = {table.address: table.fingerprint for table in tables}
         return cls(encoder, config.resolution, config.random_flip, sources)

@@ -1,7 +1,7 @@
 """The files of a cache: encoded pictures and prompts in safetensors shards that are complete or absent.
 
-A shard is written under a temporary name and renamed, and says itself what it holds, so there is no index to
-corrupt: whatever was killed, the shards that are there are valid, and the rest is encoded by the next build.
+A shard is written under a temporary name and renamed, and says itself what it holds: whatever was killed, the shards
+that are there are valid, and the rest is encoded by the next build. `cache_index` saves reading them at every start.
 Keys are 64-bit hashes (among ten million pictures two share one with probability 3e-6). Tensors keep the
 encoder's dtype: reading gives exactly what encoding gave.
 
@@ -24,20 +24,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import threading
 import time
 from collections import OrderedDict
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from t2i_align.errors import UserError
+from t2i_align.data.cache_index import DTYPES, Layouts, StoreIndex
 
-OPEN_SHARDS = 64
+OPEN_SHARDS = 256
 STALE_SECONDS = 3600.0  # temporary files older than this belong to a build that was killed
 TEMPORARY = ".tmp"
 
@@ -71,72 +72,62 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Delete what killed builds were writing."""
     for file in folder.glob(f"*{TEMPORARY}"):
-        if time.time() - file.stat().st_mtime > STALE_SECONDS:
+        if time.time() - file.stat().st_mtime <= STALE_SECONDS:
+            continue
+        if file.is_dir():
+            shutil.rmtree(file, ignore_errors=True)
+        else:
             file.unlink(missing_ok=True)
 
 
-class KeyIndex:
-    """Where each key is: sorted keys, 16 bytes an entry.
+class ShardReader:
+    """Rows of the shards' tensors, read at their place in the file; at most `OPEN_SHARDS` files are open. Thread safe.
+
+    Nothing is mapped into memory, so what a run holds does not grow with what it has read.
 
     Args:
-        shards: keys ``[M]`` of each shard, in the shard's order.
+        folder: of the cache.
+        layouts: of each shard, by number.
     """
 
-    def __init__(self, shards: list[np.ndarray]) -> None:
-        keys = np.concatenate([np.zeros(0, dtype=np.int64), *shards])
-        order = np.argsort(keys, kind="stable")
-        self._keys = keys[order]
-        self._shard = np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard) for shard in shards])[order]
-        rows = [np.arange(len(shard), dtype=np.int32) for shard in shards]
-        self._row = np.concatenate([np.zeros(0, dtype=np.int32), *rows])[order]
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    @property
-    def keys(self) -> np.ndarray:
-        """All keys, sorted."""
-        return self._keys
-
-    def has(self, keys: np.ndarray) -> np.ndarray:
-        """``[N]`` bool: which of the keys are there."""
-        return np.isin(keys, self._keys)
-
-    def find(self, key: int) -> tuple[int, int]:
-        """(shard, row in it) of a key.
-
-        Raises:
-            KeyError: it is not there.
-        """
-        position = int(np.searchsorted(self._keys, key))
-        if position == len(self._keys) or self._keys[position] != key:
-            raise KeyError(key)
-        return int(self._shard[position]), int(self._row[position])
-
-
-class ShardReader:
-    """Rows of the shards' tensors, memory mapped; at most `OPEN_SHARDS` files are open. Thread safe."""
-
-    def __init__(self, files: list[Path]) -> None:
-        self._files = files
-        self._open: OrderedDict[int, Any] = OrderedDict()
+    def __init__(self, folder: Path, layouts: Layouts) -> None:
+        self._folder, self._layouts = folder, layouts
+        self._open: OrderedDict[int, FileIO] = OrderedDict()
         self._lock = threading.Lock()
 
-    def row(self, shard: int, name: str, row: int) -> Tensor:
-        """One row of a tensor, copied."""
+    def row(self, shard: int, name: str, row: int, part: int | None = None) -> Tensor:
+        """One row of a tensor, or one part of the row along its first dimension."""
+        slot = self._layouts.slot(shard, name)
+        shape, size, start = slot.shape, slot.row_bytes, slot.start + row * slot.row_bytes
+        if part is not None:
+            shape, size = shape[1:], size // shape[0]
+            start += part * size
+        file = self._file(shard)
+        data = os.pread(file.fileno(), size, start)
+        if len(data) != size:
+            raise ValueError(f"{self._folder / self._layouts.names[shard]} ends within row {row} of {name}")
+        return torch.frombuffer(bytearray(data), dtype=DTYPES[slot.dtype]).reshape(shape)
+
+    def _file(self, shard: int) -> FileIO:
+        """The open file. One that leaves the list closes when the last thread is done with it."""
         with self._lock:
             if shard not in self._open:
-                self._open[shard] = safe_open(self._files[shard], framework="pt")
+                self._open[shard] = FileIO(self._folder / self._layouts.names[shard])
+                if len(self._open) > OPEN_SHARDS:
+                    self._open.popitem(last=False)
             self._open.move_to_end(shard)
-            if len(self._open) > OPEN_SHARDS:
-                self._open.popitem(last=False)
-            return self._open[shard].get_slice(name)[row : row + 1][0].clone()
+            return self._open[shard]
 
 
 class CacheStore:
-    """What the shards of a folder hold. Opening reads the keys; latents and prompts are read row by row.
+    """What the shards of a folder hold. Opening maps the folder's index; latents and prompts are read row by row.
+
+    Args:
+        folder: of the cache.
+        keep_index: write the index where there is none for these shards; not for a look at a growing cache.
 
     Attributes:
+        identity: changes with every shard that comes or goes.
         pairs: index of cached pairs.
         pictures: index of pictures.
         captions: index of prompts.
@@ -144,44 +135,27 @@ class CacheStore:
         has_pooled: whether prompts have pooled states.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, keep_index: bool = True) -> None:
         self.folder = folder
-        picture_files = sorted(folder.glob("pictures-*.safetensors"))
-        prompt_files = sorted(folder.glob("prompts-*.safetensors"))
-        self.rejected: dict[int, str] = {}
-        pairs, pair_pictures, pictures = [], [], []
-        for file in picture_files:
-            with _opened(file) as shard:
-                pairs.append(shard.get_tensor("pairs"))
-                pair_pictures.append(shard.get_tensor("pair_pictures"))
-                pictures.append(shard.get_tensor("pictures"))
-                self.rejected.update({int(k): r for k, r in json.loads(shard.metadata()["rejected"]).items()})
-        captions = []
-        self.has_pooled = False
-        for file in prompt_files:
-            with _opened(file) as shard:
-                captions.append(shard.get_tensor("captions"))
-                self.has_pooled = "pooled" in shard.keys()  # noqa: SIM118 - not a dict
-        self.pictures, self.captions = KeyIndex(pictures), KeyIndex(captions)
-        # A pair counts when both pictures are there, whatever shards somebody deleted.
-        whole = [self.pictures.has(both).all(axis=1) for both in pair_pictures]
-        self.pairs = KeyIndex([keys[there] for keys, there in zip(pairs, whole, strict=True)])
-        self._pair_pictures = [both[there] for both, there in zip(pair_pictures, whole, strict=True)]
-        self._pictures = ShardReader(picture_files)
-        self._prompts = ShardReader(prompt_files)
+        index = StoreIndex.of(folder, keep_index)
+        self.identity, self.rejected = index.identity, index.rejected
+        self.pairs, self.pictures, self.captions = index.pairs, index.pictures, index.captions
+        self._pair_pictures = index.pair_pictures
+        self.has_pooled = index.prompt_files.has("pooled")
+        self._pictures = ShardReader(folder, index.picture_files)
+        self._prompts = ShardReader(folder, index.prompt_files)
 
     def pair(self, key: int) -> tuple[int, int]:
         """Keys of the pair's pictures."""
-        shard, row = self.pairs.find(key)
-        first, second = self._pair_pictures[shard][row].tolist()
+        first, second = self._pair_pictures[self.pairs.position(key)].tolist()
         return first, second
 
     def picture(self, key: int, flip: bool) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
         """Latents ``[C, h, w]``, original size (height, width) and crop (top, left)."""
         shard, row = self.pictures.find(key)
-        latents = self._pictures.row(shard, "latents", row)[int(flip)]
+        latents = self._pictures.row(shard, "latents", row, int(flip))
         height, width = self._pictures.row(shard, "original_size", row).tolist()
-        top, left = self._pictures.row(shard, "crop", row)[int(flip)].tolist()
+        top, left = self._pictures.row(shard, "crop", row, int(flip)).tolist()
         return latents, (height, width), (top, left)
 
     def prompt(self, key: int) -> tuple[Tensor, Tensor | None]:
@@ -194,14 +168,3 @@ class CacheStore:
     def bytes(self) -> int:
         """Size of the shards on disk."""
         return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
-
-
-def _opened(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="np")
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file} is not a readable shard of a cache.",
-            str(error),
-            "delete it and run t2i-align data cache CONFIG; only what it held is encoded again",
-        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,24 @@ def open_hub(address: str, split: str) -> DatasetPairs:
     Raises:
         UserError: it cannot be loaded.
     """
+    return DatasetPairs(f"{address} ({split})", _loaded(address, split))
+
+
+def dataset_files(address: str, split: str) -> list[Path]:
+    """The files on this machine that hold a dataset of the hub.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    return [Path(file["filename"]) for file in _loaded(address, split).cache_files]
+
+
+@lru_cache(maxsize=8)
+def _loaded(address: str, split: str) -> Any:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(address, split=split)
+        return datasets.load_dataset(address, split=split)
     except ValueError as error:
         if "split" in str(error).lower():
             raise UserError(
@@ -93,7 +108,6 @@ def open_hub(address: str, split: str) -> DatasetPairs:
         raise _unreachable(address, error) from error
     except (OSError, RuntimeError) as error:
         raise _unreachable(address, error) from error
-    return DatasetPairs(f"{address} ({split})", loaded)
 
 
 def _no_split(address: str, split: str, splits: list[str]) -> UserError:

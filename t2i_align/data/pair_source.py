@@ -153,7 +153,7 @@ class PairSource:
     def fingerprint(self) -> str:
         """Hash of the pairs, their order, labels and weights."""
         digest = hashlib.blake2b(self.table.fingerprint.encode(), digest_size=16)
-        for array in (self.rows.astype(np.int64), self._labels, self._weights):
+        for array in (self.table.source_rows(self.rows).astype(np.int64), self._labels, self._weights):
             digest.update(array.tobytes())
         if self._loser_caption is not None:
             digest.update("\0".join(self.captions() + (self.captions_1() or [])).encode())

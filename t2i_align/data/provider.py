@@ -11,7 +11,8 @@ from torch import Tensor
 from t2i_align.backbones.embeddings import PromptEmbeddings
 from t2i_align.config.schema import RunConfig
 from t2i_align.data.batch import PairBatch
-from t2i_align.data.cache import ensure_cache, open_cache
+from t2i_align.data.cache import ensure_cache
+from t2i_align.data.cache import open_readers as open_cached
 from t2i_align.data.derived import derive
 from t2i_align.data.pair_source import PairSource
 from t2i_align.data.prefetch import Prefetcher
@@ -262,13 +263,13 @@ def open_readers(config: RunConfig, backbone: Backbone) -> tuple[Reader, Reader 
     Raises:
         UserError: see `PairProvider`.
     """
-    sources = [open_source(config.data, "train", config.seed)]
-    if has_heldout(config.data):
-        sources.append(open_source(config.data, "heldout", config.seed))
     readers: list[Reader]
     if config.data.cache_dir is not None:
-        readers = [*open_cache(config.data, backbone, sources)]
+        readers = [*open_cached(config.data, backbone, config.seed)]
     else:
+        sources = [open_source(config.data, "train", config.seed)]
+        if has_heldout(config.data):
+            sources.append(open_source(config.data, "heldout", config.seed))
         for source in sources:
             verify(source, config.data.dataloader_num_workers)
         transform = PairTransform.of(config.data, config.seed)

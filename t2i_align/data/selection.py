@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -54,10 +55,15 @@ def select(
         chosen.labels = np.where(chosen.coins("shuffle_labels", seed), chosen.labels, 1.0 - chosen.labels)
     if len(chosen.rows) == 0:
         raise _nothing_left(chosen, which)
-    captioner = None
-    if which == "train" and config.loser_captions != "as_given":  # held-out pairs are judged as they are
-        captioner = partial(perturb, strength=config.loser_captions)
+    captioner = loser_captioner(config, which)
     return PairSource(table, chosen.rows, chosen.labels, chosen.weights, chosen.left_out, captioner)
+
+
+def loser_captioner(config: DataConfig, which: Which) -> Callable[[str], str] | None:
+    """What makes the losers' captions, ``data.loser_captions``; None where they stay as they are."""
+    if which == "heldout" or config.loser_captions == "as_given":  # held-out pairs are judged as they are
+        return None
+    return partial(perturb, strength=config.loser_captions)
 
 
 def normalise(caption: str) -> str:

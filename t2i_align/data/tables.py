@@ -35,11 +35,11 @@ class PairColumns:
         skipped: reason -> number of rows that the format's own rules leave out.
     """
 
-    captions: list[str]
+    captions: Sequence[str]
     labels: np.ndarray
-    pair_ids: list[str]
-    captions_1: list[str | None] | None = None
-    users: list[str | None] | None = None
+    pair_ids: Sequence[str]
+    captions_1: Sequence[str | None] | None = None
+    users: Sequence[str | None] | None = None
     weights: np.ndarray | None = None
     gaps: dict[str, np.ndarray] = field(default_factory=dict)
     scores: np.ndarray | None = None
@@ -80,6 +80,10 @@ class PairTable(ABC):
     @abstractmethod
     def picture_signature(self) -> Iterable[bytes]:
         """Bytes that change when pictures change, had without reading the pictures (sizes, file footers)."""
+
+    def source_rows(self, rows: np.ndarray) -> np.ndarray:
+        """What identifies rows in the files behind the table: themselves, unless it is a part of another table."""
+        return rows
 
     @cached_property
     def fingerprint(self) -> str:

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from t2i_align.data.cache import build_cache, ensure_cache, open_cache
-from t2i_align.data.cache_store import CacheStore, KeyIndex, key_of
+from t2i_align.data.cache_index import KeyIndex
+from t2i_align.data.cache_store import CacheStore, key_of
 from t2i_align.data.sources import open_source
 from t2i_align.data.transform import Geometry
 from t2i_align.errors import UserError
@@ -250,7 +251,7 @@ def test_only_old_temporary_files_are_removed(pairs: Path, folder: Path) -> None
 
 class TestStore:
     def test_key_index(self) -> None:
-        index = KeyIndex([np.array([5, -3]), np.array([], dtype=np.int64), np.array([9])])
+        index = KeyIndex.of([np.array([5, -3]), np.array([], dtype=np.int64), np.array([9])])
         assert [index.find(key) for key in (5, -3, 9)] == [(0, 0), (0, 1), (2, 0)]
         assert index.has(np.array([9, 4])).tolist() == [True, False]
         with pytest.raises(KeyError):
