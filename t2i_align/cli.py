@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from t2i_align import __version__
 from t2i_align.commands import (
+    compare,
     config,
     data,
     demo,
@@ -98,6 +99,7 @@ def _log_to_stderr(level: int) -> None:
 app.command()(train.train)
 app.command()(evaluate.generate)
 app.command()(evaluate.evaluate)
+app.command()(compare.compare)
 app.command()(score.score)
 app.command()(study.study)
 app.command()(export.export)

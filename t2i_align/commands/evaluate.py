@@ -12,6 +12,7 @@ from t2i_align.errors import UserError
 
 if TYPE_CHECKING:
     from t2i_align.evaluation.best_of import BestOf
+    from t2i_align.evaluation.results import Evaluation
 
 Models = Annotated[
     list[str],
@@ -251,9 +252,14 @@ def evaluate(
         confidence=confidence,
         overwrite=overwrite,
     )
+    print_verdicts(evaluation)
+    print(f"Report: {Path(output_dir) / REPORT_FILE}")
+
+
+def print_verdicts(evaluation: Evaluation) -> None:
+    """What may be said of every model, and of the control."""
     for name in evaluation.subjects:
         verdict = evaluation.verdict(name)
         print(f"{verdict.headline}\n  {verdict.sentence}")
     if (of_control := evaluation.control_verdict()) is not None:
         print(f"{of_control.headline}\n  {of_control.sentence}")
-    print(f"Report: {Path(output_dir) / REPORT_FILE}")

@@ -57,7 +57,8 @@ def user_pairs(
         typer.Option(help="What users care about: colour (default), brightness (default), size, ..."),
     ] = None,
     pictures: Annotated[
-        Path | None, typer.Option(help="Folder of an earlier call, whose pictures are judged instead of new ones.")
+        Path | None,
+        typer.Option(help="Folder of an earlier call, or shapes:pairs, whose pictures are judged instead of new ones."),
     ] = None,
 ) -> None:
     """Sample pairs of pictures and let synthetic users with different tastes choose, in the Pick-a-Pic layout.

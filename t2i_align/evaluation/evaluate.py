@@ -53,6 +53,8 @@ def run(
     overwrite: bool = False,
     show_progress: bool = True,
     report: bool = True,
+    notes: Mapping[str, str] | None = None,
+    command: str = "",
 ) -> Evaluation:
     """Generate, score, compare and report; interrupted evaluations go on where they stopped.
 
@@ -74,6 +76,8 @@ def run(
         tolerance: score differences up to this size are ties.
         confidence, replicates: of the bootstrap intervals.
         report: write ``report.html``.
+        notes: model name -> what a reader of the report must know of it.
+        command: that repeats all of this, where it is not ``t2i-align evaluate``.
 
     Sampling arguments are those of ``generate.run``.
 
@@ -136,6 +140,8 @@ def run(
             "features": features,
             "shuffle_prompts": shuffle_prompts,
             "scorers": [spec if isinstance(spec, str) else spec.name for spec in scorers],
+            "notes": dict(notes or {}),
+            "command": command,
             "seconds": round(time.perf_counter() - started, 1),
         },
         scores=table,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from t2i_align.evaluation.prompts import PromptSet
 from t2i_align.evaluation.ranking import elo
 from t2i_align.evaluation.statistics import Estimate
 from t2i_align.evaluation.table import SCORES_FILE, ScoreTable
-from t2i_align.evaluation.verdict import Verdict, judge, judge_control
+from t2i_align.evaluation.verdict import Verdict, judge, judge_all, judge_control
 
 RESULTS_FILE = "evaluation.json"
 
@@ -87,6 +87,12 @@ class Evaluation:
         of_runs = [name for steps in (self.settings.get("checkpoints") or {}).values() for name in steps.values()]
         named = [name for name in self.subjects if name not in of_runs]
         return next(iter([*named, *of_runs[::-1], *([self.control] if self.control else [])]))
+
+    @property
+    def candidates(self) -> list[str]:
+        """Models that a report is about: the subjects that are no checkpoints, or else the one on trial."""
+        of_runs = {name for steps in (self.settings.get("checkpoints") or {}).values() for name in steps.values()}
+        return [name for name in self.subjects if name not in of_runs] or [self.on_trial]
 
     @property
     def primary(self) -> tuple[str, str]:
@@ -160,6 +166,17 @@ class Evaluation:
     def verdict(self, model: str | None = None) -> Verdict:
         """What may be said about a model (the one on trial by default)."""
         return self.comparison(model or self.on_trial).verdict
+
+    def overall(self, models: Sequence[str]) -> Verdict:
+        """What may be said of several models at once, by the primary score."""
+        rows = [self.comparison(name) for name in models]
+        adjusted = statistics.holm([row.p_value for row in rows])
+        return judge_all(
+            self.baseline,
+            {row.model: row.win_rate for row in rows},
+            {row.model: float(p) for row, p in zip(rows, adjusted, strict=True)},
+            " ".join(self.primary),
+        )
 
     def control_verdict(self, model: str | None = None) -> Verdict | None:
         """What the control says about a model; None without a control."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -47,18 +48,27 @@ class OracleScorer:
 
 
 class TasteScorer:
-    """A synthetic user of the embedded world, by number: ``taste:1000003``, or ``taste:1000003@1`` of population 1."""
+    """A synthetic user of the embedded world: ``taste:ID[@POPULATION][:TASTE+TASTE]``, see ``shapes.users.make_user``.
+
+    ``taste:1000003`` cares about colour and brightness, ``taste:1000003:brightness`` is one of ``shapes:user-pairs``.
+    """
 
     dimensions: tuple[str, ...] = ("overall",)
     version = "1"
 
     def __init__(self, who: str) -> None:
-        from t2i_align.shapes.users import make_user
+        from t2i_align.shapes.users import TASTES, make_user
 
-        number, _, seed = who.partition("@")
-        if not number.isdigit() or not (seed or "0").isdigit():
-            raise UserError("A taste is that of a numbered user.", f"taste:{who}", "for example taste:1000003")
-        self._user, self.name = make_user(int(number), int(seed or 0)), f"taste:{who}"
+        found = re.fullmatch(r"(\d+)(?:@(\d+))?(?::([a-z+]+))?", who)
+        if found is None:
+            fix = "for example taste:1000003, or taste:1000003:brightness"
+            raise UserError("A taste is that of a numbered user.", f"taste:{who}", fix)
+        tastes = tuple(found[3].split("+")) if found[3] else ("colour", "brightness")
+        if unknown := sorted(set(tastes) - set(TASTES)):
+            raise UserError(
+                "Nobody has this taste.", f"{', '.join(unknown)} in taste:{who}", f"use {', '.join(TASTES)}"
+            )
+        self._user, self.name = make_user(int(found[1]), int(found[2] or 0), tastes), f"taste:{who}"
 
     def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Mapping[str, np.ndarray]:
         """See ``Scorer``; captions play no part."""
@@ -93,7 +103,7 @@ def open_scorer(spec: str | Scorer, device: str | None = None) -> Scorer:
     """A ready scorer from its name.
 
     Args:
-        spec: ``oracle``; ``taste:ID``, a user of the embedded world; a reward model's name, with a condition
+        spec: ``oracle``; ``taste:ID[:TASTES]``, a user of the embedded world; a reward model's name, with a condition
             (``mps:aesthetic``) or weights of your own (``name=checkpoint``); a .yaml file with one scorer; or a scorer.
         device: for reward models.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +41,48 @@ def judge(model: str, baseline: str, rate: Estimate, what: str = "") -> Verdict:
     if rate.high < 0.5:
         return Verdict("worse", f"{model} is worse than {baseline}", figures)
     return Verdict("inconclusive", f"No evidence of improvement of {model} over {baseline}", figures)
+
+
+def judge_all(baseline: str, rates: Mapping[str, Estimate], adjusted: Mapping[str, float], what: str) -> Verdict:
+    """What may be said of several models at once.
+
+    A model counts as better or worse where its interval excludes 0.5 and its p-value still does after the correction
+    for looking at all of them; so one of twenty useless models is not called better by chance.
+
+    Args:
+        rates: model -> win rate against ``baseline``.
+        adjusted: model -> p-value after Holm's correction over these models.
+        what: the score behind it.
+    """
+    certain = {name: judge(name, baseline, rate) for name, rate in rates.items()}
+    kinds = {
+        name: verdict.kind if adjusted[name] < 1 - rates[name].confidence else "inconclusive"
+        for name, verdict in certain.items()
+    }
+    better, worse, unclear = (
+        [name for name in rates if kinds[name] == kind] for kind in ("better", "worse", "inconclusive")
+    )
+    parts = [f"{listed(better)} {'is' if len(better) == 1 else 'are'} better than {baseline}"] if better else []
+    if unclear:
+        parts.append(f"no evidence of improvement of {listed(unclear)}")
+    if worse:
+        parts.append(
+            f"{listed(worse)} {'is' if len(worse) == 1 else 'are'} worse{'' if better else f' than {baseline}'}"
+        )
+    first = next(iter(rates.values()))
+    figures = (
+        f"Win rates against {baseline} by {what} over {first.n} prompts: "
+        + ", ".join(f"{name} {percent(rate.value)} ({span(rate)})" for name, rate in rates.items())
+        + f". {percent(first.confidence)} intervals, ties count half; what is said of each model holds after Holm's "
+        + f"correction for {len(rates)} of them."
+    )
+    kind: Kind = "better" if better else "worse" if worse and not unclear else "inconclusive"
+    return Verdict(kind, "; ".join(parts), figures)
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def judge_control(control: str, baseline: str, rate: Estimate, model: str, gap: Estimate | None = None) -> Verdict:

@@ -25,16 +25,18 @@ from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
 from ..errors import UserError
-from .assets import resolve
+from .assets import pairs_path, resolve
 from .pairs import MODEL_NAME, SCHEMA, START, encode_jpeg, preference, write_sheet
 from .sampling import load_pipeline, sample
 from .users import TASTES, User, open_prompts, picture_features, population, taste_from_features
+from .world import caption_of, parse_caption
 
 logger = logging.getLogger(__name__)
 
 TIE_MARGIN = 0.05  # of taste scores in [0, 1]: below it a user has no opinion
 USERS_FILE = "users.json"
 SPLITS = ("train", "heldout")
+PACKAGED = "shapes:pairs"
 SEED_STEP = 10_000_000  # seeds of the pictures of one split
 
 
@@ -79,13 +81,17 @@ def run(
         num_train, num_heldout: different pairs of pictures per split.
         seed: of pictures, population and draws.
         tastes: what the users care about.
-        pictures: folder of an earlier call, whose pictures these users judge instead of new ones.
+        pictures: folder of an earlier call, whose pictures these users judge instead of new ones; or ``shapes:pairs``,
+            whose pictures are paired anew under captions that leave the tasted attributes open.
 
     Raises:
-        UserError: more answers per user than there are pairs, or an unknown taste.
+        UserError: more answers per user than there are pairs, fewer pictures than asked for, or an unknown taste.
     """
     folder = Path(output_dir)
-    if pictures is not None:
+    if str(pictures) == PACKAGED:
+        sides = _shown_packaged(num_train, num_heldout, seed, tastes)
+        _check(pairs_per_user, min(len(side.captions) for side in sides), tastes)
+    elif pictures is not None:
         sides = [_shown_before(Path(pictures) / "pairs" / f"{split}.parquet") for split in SPLITS]
         _check(pairs_per_user, min(len(side.captions) for side in sides), tastes)
     else:
@@ -134,6 +140,45 @@ def _shown_before(path: Path) -> Shown:
     files = [(row["jpg_0"], row["jpg_1"]) for row in rows.values()]
     features = picture_features([Image.open(io.BytesIO(file)) for pair in files for file in pair])
     return Shown([row["caption"] for row in rows.values()], files, list(rows), features)
+
+
+def _shown_packaged(num_train: int, num_heldout: int, seed: int, tastes: Sequence[str]) -> list[Shown]:
+    """Pairs of packaged pictures that agree in what is not tasted and were drawn for different captions.
+
+    A quarter of the captions is held out.
+    """
+    alike: dict[str, list[tuple[str, bytes, str]]] = {}  # open caption -> (uid, file, caption it was drawn for)
+    for split in SPLITS:
+        for row in pq.read_table(pairs_path(split)).to_pylist():
+            kept = {name: value for name, value in parse_caption(row["caption"]).items() if name not in _open(tastes)}
+            pictures = [(row[f"image_{side}_uid"], row[f"jpg_{side}"], row["caption"]) for side in (0, 1)]
+            alike.setdefault(caption_of(kept), []).extend(pictures)
+    rng = np.random.default_rng([seed, 9])
+    captions = [list(alike)[i] for i in rng.permutation(len(alike))]
+    sides = []
+    for word, chosen, count in (
+        ("heldout", captions[: len(captions) // 4], num_heldout),
+        ("train", captions[len(captions) // 4 :], num_train),
+    ):
+        pairs = []
+        for caption in chosen:
+            shuffled = [alike[caption][i] for i in rng.permutation(len(alike[caption]))]
+            neighbours = zip(shuffled[::2], shuffled[1::2], strict=False)
+            pairs += [(caption, first, second) for first, second in neighbours if first[2] != second[2]]
+        if len(pairs) < count:
+            fix = f"lower --num-{word}, or leave --pictures out to sample new ones"
+            raise UserError("The packaged pictures make fewer pairs.", f"{len(pairs)} {word}, {count} wanted", fix)
+        pairs = [pairs[i] for i in sorted(rng.permutation(len(pairs))[:count])]
+        files = [(first[1], second[1]) for _, first, second in pairs]
+        features = picture_features([Image.open(io.BytesIO(file)) for pair in files for file in pair])
+        uids = [(first[0], second[0]) for _, first, second in pairs]
+        sides.append(Shown([caption for caption, _, _ in pairs], files, uids, features))
+    return sides[::-1]
+
+
+def _open(tastes: Sequence[str]) -> set[str]:
+    """Attributes that captions leave open; brightness is a matter of colour and ground."""
+    return {*tastes, "colour", "background"} if "brightness" in tastes else set(tastes)
 
 
 def answers(

@@ -22,7 +22,8 @@ from t2i_align.evaluation.prompts import PromptSet, load_prompts
 from t2i_align.evaluation.scorers import open_scorer
 from t2i_align.study.config import Method, Setting, StudyConfig, all_methods, run_of
 from t2i_align.study.table import Row, StudyFolderError, Table
-from t2i_align.study.trials import Judge, Trained, train_once
+from t2i_align.study.trials import Judge
+from t2i_align.training.once import OtherRunError, Trained, train_once
 
 logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
@@ -83,7 +84,7 @@ class _Work:
         try:
             setting, tuning = self._tune(name, method)
             trained = [self._train(name, method, setting, seed) for seed in self._study.seeds]
-        except StudyFolderError:
+        except (StudyFolderError, OtherRunError):
             raise
         except UserError as error:
             self._say(f"    failed: {error.what} {error.found}")

@@ -1,90 +1,19 @@
-"""One training of a study, and the judgement of what came out."""
+"""The judgement of what a study trained."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from t2i_align.config.loading import resolved
-from t2i_align.config.schema import RunConfig
 from t2i_align.evaluation import generate, score
 from t2i_align.evaluation.manifest import read_settings
 from t2i_align.evaluation.prompts import PromptSet
 from t2i_align.evaluation.scorers import Scorer, open_scorer
 from t2i_align.study.config import Judging, Method
-from t2i_align.study.table import StudyFolderError
-from t2i_align.training.metrics import read_metrics
-from t2i_align.training.run import train
 
-DONE_FILE = "trial.json"
 BASE = "base"
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished run.
-
-    Attributes:
-        folder: the run folder.
-        train_seconds: inside optimiser steps.
-        metrics: the last value of everything it logged.
-    """
-
-    folder: Path
-    train_seconds: float
-    metrics: dict[str, float]
-
-
-def train_once(config: RunConfig) -> Trained:
-    """Train, go on where a killed training was, or read what is there.
-
-    Raises:
-        StudyFolderError: the folder holds a run with other settings.
-        UserError: training failed.
-    """
-    folder = Path(config.output_dir)
-    settings = _settings(config)
-    done = folder / DONE_FILE
-    if done.is_file():
-        record = json.loads(done.read_text(encoding="utf-8"))
-        kept = _as_read_today(record["settings"], config.output_dir)
-        if changed := sorted(key for key in kept.keys() | settings if kept.get(key) != settings.get(key)):
-            raise StudyFolderError(
-                "The study's folder holds a run with other settings.",
-                f"{folder}: {', '.join(changed)}",
-                "delete that folder, or choose another output_dir",
-            )
-        return Trained(folder, record["train_seconds"], record["metrics"])
-    result = train(config)
-    rows = read_metrics(folder / "metrics.jsonl")
-    metrics = {key: value for row in rows for key, value in row.items() if isinstance(value, int | float)}
-    record = {"settings": settings, "train_seconds": round(result.train_seconds, 2), "metrics": metrics}
-    temporary = done.with_suffix(".writing")
-    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, done)
-    return Trained(folder, record["train_seconds"], metrics)
-
-
-def _settings(config: RunConfig) -> dict[str, Any]:
-    """What makes one training differ from another: everything but where it is kept."""
-    settings = json.loads(json.dumps(resolved(config)))
-    settings.pop("output_dir", None)
-    return settings
-
-
-def _as_read_today(settings: dict[str, Any], output_dir: str) -> dict[str, Any]:
-    """Settings of an earlier version: keys that have come since are at their defaults, which change nothing."""
-    try:
-        return _settings(RunConfig.model_validate({**settings, "output_dir": output_dir}))
-    except ValidationError:
-        return settings
 
 
 class Judge:

@@ -7,7 +7,7 @@ import pytest
 
 from t2i_align.evaluation.ranking import bradley_terry, elo
 from t2i_align.evaluation.statistics import Estimate
-from t2i_align.evaluation.verdict import judge, judge_control, percent, span
+from t2i_align.evaluation.verdict import judge, judge_all, judge_control, percent, span
 
 
 def test_two_models_have_the_log_odds_of_the_wins():
@@ -84,3 +84,19 @@ def test_percentages_never_hide_the_side_of_a_half():
     assert percent(0.5) == "50 %"
     assert percent(0.998) == "99.8 %"
     assert span(Estimate(0.7, 0.681, 0.802, 9)) == "68 to 80 %"
+
+
+def test_several_models_get_one_verdict_that_survives_the_correction():
+    def rate(value, half):
+        return Estimate(value, value - half, value + half, 100, 0.95)
+
+    rates = {"dpo": rate(0.7, 0.1), "sft": rate(0.52, 0.1), "lucky": rate(0.6, 0.09), "ppd": rate(0.3, 0.1)}
+    adjusted = {"dpo": 0.001, "sft": 1.0, "lucky": 0.09, "ppd": 0.002}
+    verdict = judge_all("base", rates, adjusted, "oracle overall")
+    assert verdict.kind == "better"
+    assert verdict.headline == ("dpo is better than base; no evidence of improvement of sft and lucky; ppd is worse")
+    assert "dpo 70 % (60 to 80 %)" in verdict.sentence and "correction for 4" in verdict.sentence
+    none = judge_all("base", {"a": rates["sft"], "b": rates["lucky"]}, {"a": 1.0, "b": 0.09}, "x")
+    assert (none.kind, none.headline) == ("inconclusive", "no evidence of improvement of a and b")
+    worse = judge_all("base", {"ppd": rates["ppd"]}, {"ppd": 0.002}, "x")
+    assert (worse.kind, worse.headline) == ("worse", "ppd is worse than base")

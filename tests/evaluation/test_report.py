@@ -109,6 +109,38 @@ def test_verdict_comes_first(page, evaluation):
     assert text.index("tuned wins 78") < text.index("The control shows no improvement")
 
 
+def test_several_models_share_the_page(tmp_path):
+    base, good = levels_of(60, wins=50)
+    _, undecided = levels_of(60, wins=31)
+    prompts = PromptSet("painted", tuple(f"prompt {i}" for i in range(60)), {"style": ("x",) * 30 + ("y",) * 30})
+    evaluation = make_evaluation(tmp_path, {"base": base, "good": good, "same": undecided}, prompts, replicates=300)
+    evaluation.settings["notes"] = {"same": "a <b>note</b>"}
+    evaluation.settings["command"] = "t2i-align compare my.yaml"
+    text = text_of(evaluation)
+    page = Page(text)
+    assert page.headings[0][1] == "good is better than base; no evidence of improvement of same"
+    assert text.index("good 83\N{NO-BREAK SPACE}%") < text.index("<nav")
+    assert [a["aria-label"].split()[0] for a in page.all("div", "track")[:2]] == [
+        "good",
+        "same",
+    ]  # both bars in the head
+    assert "a &lt;b&gt;note&lt;/b&gt;" in text and "t2i-align compare my.yaml" in text
+    everyone, *chosen = galleries(evaluation, evaluation.candidates)
+    assert everyone.everyone and [one.title for one in chosen] == [
+        "good: best wins",
+        "good: worst losses",
+        "same: best wins",
+        "same: worst losses",
+    ]
+    assert [len(one.cards) for one in chosen] == [4, 4, 4, 4] and chosen[2].cards[0].pictures[1].model == "same"
+    cards = page.all("button", "card")
+    shown = page.all("span", "picture")
+    assert len(shown) == 3 * len(cards) and not any("hidden" in one for one in shown[: 3 * 12])
+    assert {"good, by style", "same, by style"} <= {title for _, title in page.headings}
+    alone = render(evaluation, tmp_path / "alone.html", model="same").read_text()
+    assert Page(alone).headings[0][1] == "No evidence of improvement of same over base"
+
+
 def test_undecided_and_worse_say_so(tmp_path):
     base, tuned = levels_of(30, wins=17)
     undecided = make_evaluation(tmp_path / "a", {"base": base, "tuned": tuned})
@@ -127,7 +159,7 @@ def test_prompts_cannot_become_markup(page, evaluation):
 
 
 def test_wins_and_losses_are_both_shown_in_order(page, evaluation):
-    wins, losses, plain = galleries(evaluation, "tuned")
+    wins, losses, plain = galleries(evaluation, ["tuned"])
     assert (len(wins.cards), len(losses.cards), len(plain.cards)) == (12, 8, 12)
     assert "30 of 40" in wins.note and "8 of 40" in losses.note
     assert all(card.difference > 0 for card in wins.cards) and all(card.difference < 0 for card in losses.cards)

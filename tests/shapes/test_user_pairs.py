@@ -13,11 +13,12 @@ from PIL import Image
 
 from t2i_align.errors import UserError
 from t2i_align.evaluation.scorers import open_scorer
+from t2i_align.shapes import assets
 from t2i_align.shapes.pairs import SCHEMA, encode_jpeg
 from t2i_align.shapes.render import render
-from t2i_align.shapes.user_pairs import Shown, answers, run
+from t2i_align.shapes.user_pairs import SPLITS, Shown, answers, run
 from t2i_align.shapes.users import make_user, picture_features, taste_score
-from t2i_align.shapes.world import Scene
+from t2i_align.shapes.world import Scene, parse_caption
 
 
 def shown(count: int = 12) -> Shown:
@@ -73,6 +74,29 @@ def test_other_users_may_judge_the_same_pictures(tiny_run: Path, tmp_path: Path)
         run("shapes:base", tmp_path / "none", pictures=tmp_path / "nowhere")
 
 
+def test_users_may_judge_the_packaged_pictures(tmp_path: Path) -> None:
+    sizes = {"num_users": 4, "num_unseen": 2, "pairs_per_user": 5, "num_train": 9, "num_heldout": 6}
+    run("shapes:base", tmp_path / "a", pictures="shapes:pairs", tastes=("brightness",), **sizes)
+    packaged = {
+        uid: (row["caption"], row[f"jpg_{side}"])
+        for split in ("train", "heldout")
+        for row in pq.read_table(assets.pairs_path(split)).to_pylist()
+        for side, uid in enumerate((row["image_0_uid"], row["image_1_uid"]))
+    }
+    train, heldout = (pq.read_table(tmp_path / "a" / f"pairs/{split}.parquet").to_pylist() for split in SPLITS)
+    assert (len(train), len(heldout)) == (20, 10)
+    assert not {row["caption"] for row in train} & {row["caption"] for row in heldout}
+    for row in (*train, *heldout):
+        asked = parse_caption(row["caption"])
+        assert not {"colour", "background"} & set(asked)
+        drawn_for = [packaged[row[f"image_{side}_uid"]] for side in (0, 1)]
+        assert [file for _, file in drawn_for] == [row["jpg_0"], row["jpg_1"]]
+        assert drawn_for[0][0] != drawn_for[1][0]
+        assert all(asked.items() <= parse_caption(caption).items() for caption, _ in drawn_for)
+    with pytest.raises(UserError, match="make fewer pairs"):
+        run("shapes:base", tmp_path / "b", pictures="shapes:pairs", **{**sizes, "num_heldout": 2000})
+
+
 def test_impossible_crowds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="more pairs than there are"):
         run("shapes:base", tmp_path, pairs_per_user=9, num_train=8)
@@ -87,5 +111,9 @@ def test_a_taste_judges_as_its_user_does() -> None:
     assert scorer.name == "taste:1000003" and score == pytest.approx(taste_score(make_user(1000003), [picture]))
     other = open_scorer("taste:1000003@1").score(["anything"], [picture])["overall"]
     assert not np.allclose(score, other)
+    light = open_scorer("taste:1000003:brightness").score(["anything"], [picture])["overall"]
+    assert light == pytest.approx(taste_score(make_user(1000003, 0, ("brightness",)), [picture]))
     with pytest.raises(UserError, match="numbered user"):
         open_scorer("taste:anna")
+    with pytest.raises(UserError, match="Nobody has this taste"):
+        open_scorer("taste:1000003:smell")

@@ -18,9 +18,9 @@ from t2i_align.evaluation import scorers
 from t2i_align.evaluation.statistics import Estimate
 from t2i_align.objectives.presets import PRESETS
 from t2i_align.study import run as study_run
-from t2i_align.study import trials
 from t2i_align.study.config import NO_TRAINING, RANDOM_LABELS, all_methods, load_study
 from t2i_align.study.table import Row, Table
+from t2i_align.training import once
 from tests.training.runs import write_pairs
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "shapes" / "study.yaml"
@@ -108,7 +108,7 @@ def test_a_study_trains_judges_and_writes_its_table(settings: dict, tmp_path: Pa
 
 def test_a_killed_study_goes_on_where_it_was(settings: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[str] = []
-    real = trials.train
+    real = once.train
 
     def counted(config):
         trained.append(Path(config.output_dir).parent.name)
@@ -116,7 +116,7 @@ def test_a_killed_study_goes_on_where_it_was(settings: dict, tmp_path: Path, mon
             raise KeyboardInterrupt
         return real(config)
 
-    monkeypatch.setattr(trials, "train", counted)
+    monkeypatch.setattr(once, "train", counted)
     study = load(settings, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         study_run.run(study, quiet)
@@ -229,7 +229,7 @@ def test_a_study_killed_while_judging_goes_on(settings: dict, tmp_path: Path, mo
     (pictures / "manifest.jsonl").write_text(lines[0] + "\n" + lines[1][:20])
     (pictures / "images" / "00002.png").unlink()
     (tmp_path / "study" / "table.json").unlink()
-    monkeypatch.setattr(trials, "train", lambda config: pytest.fail("trained again"))
+    monkeypatch.setattr(once, "train", lambda config: pytest.fail("trained again"))
     assert study_run.run(study, quiet, only=["dpo"]).rows["dpo"] == whole
 
 

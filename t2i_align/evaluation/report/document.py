@@ -39,7 +39,7 @@ def render(
         evaluation: what to report.
         output: file to write.
         runs: model name -> its run folder, for training curves, configuration and environment.
-        model: the model on trial; None is the first that is neither baseline nor control.
+        model: the model on trial; None reports on all that are neither baseline, control nor checkpoints.
         drift: what ``drift.measure`` found; None leaves the section out.
 
     Returns:
@@ -60,27 +60,35 @@ def render(
 def _context(
     evaluation: Evaluation, runs: Mapping[str, str | Path], model: str | None, drift: Drift | None = None
 ) -> dict:
-    model = model or evaluation.on_trial
+    candidates = [model] if model else evaluation.candidates
+    several = len(candidates) > 1
+    model = candidates[0]
     table = evaluation.comparisons()
     main = evaluation.comparison(model)
     scorer, dimension = evaluation.primary
+    judged = None if evaluation.control in (None, *candidates) else evaluation.control
     return {
         "evaluation": evaluation,
-        "model": model,
+        "candidates": candidates,
         "main": main,
-        "verdict": main.verdict,
-        "control": evaluation.control_verdict(model) if model != evaluation.control else None,
+        "rates": {name: evaluation.comparison(name).win_rate for name in candidates},
+        "verdict": evaluation.overall(candidates) if several else main.verdict,
+        "control": None if judged is None else evaluation.control_verdict(None if several else model),
         "score_name": f"{scorer} {dimension}",
         "means": {name: evaluation.mean(name) for name in evaluation.models},
+        "notes": evaluation.settings.get("notes") or {},
         "bars": [row for row in table if (row.scorer, row.dimension) == evaluation.primary],
-        "dimension_bars": [row for row in table if row.model == model],
+        "dimension_bars": {name: [row for row in table if row.model == name] for name in candidates},
         "table": table,
         "table_means": {(row.model, row.scorer, row.dimension): _means(evaluation, row) for row in table},
-        "groups": {name: evaluation.by_group(model, name) for name in evaluation.prompts.groups},
-        "group_rows": [row for row in breakdown.rows(evaluation) if row[0] and row[2].model == model],
+        "groups": {
+            group: {name: evaluation.by_group(name, group) for name in candidates}
+            for group in evaluation.prompts.groups
+        },
+        "group_rows": [row for row in breakdown.rows(evaluation) if row[0] and row[2].model in candidates],
         "ranking": evaluation.ranking() if len(evaluation.models) > 2 else {},
-        "galleries": galleries(evaluation, model),
-        "drift": None if drift is None else drift_page(drift, model),
+        "galleries": galleries(evaluation, candidates),
+        "drift": None if drift is None else drift_page(drift, candidates),
         "runs": [read_run(name, folder) for name, folder in runs.items()],
         "missing": {name: n for name in evaluation.models if (n := evaluation.scores.missing(name))},
         "commands": _commands(evaluation, runs),
@@ -98,6 +106,8 @@ def _means(evaluation: Evaluation, row: Comparison) -> tuple[float, float]:
 def _commands(evaluation: Evaluation, runs: Mapping[str, str | Path]) -> list[str]:
     """Shell commands that train the runs and repeat the evaluation."""
     settings = evaluation.settings
+    if settings.get("command"):
+        return [settings["command"]]
     train = [shlex.join(["t2i-align", "train", f"{folder}/config.yaml"]) for folder in runs.values()]
     evaluate = ["t2i-align", "evaluate"]
     of_runs = {name for steps in (settings.get("checkpoints") or {}).values() for name in steps.values()}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
 
-from t2i_align.evaluation.drift.agreement import Score
+from t2i_align.evaluation.drift.agreement import Agreement, Score
 from t2i_align.evaluation.drift.measure import Drift
 from t2i_align.evaluation.drift.trajectory import Trajectory
 from t2i_align.evaluation.report.charts import Series, line_chart
@@ -24,33 +25,36 @@ class Curve:
 
 @dataclass(frozen=True)
 class DriftPage:
-    """What the template shows of one model.
+    """What the template shows.
 
     Attributes:
         drift: all that was measured.
-        warnings: sentences on the model on trial.
-        matrix: rows of (score, correlations as text and share for colouring).
+        warnings: sentences on the models on trial.
+        matrices: model on trial -> rows of (score, correlations as text and share for colouring).
         curves: run -> its charts, the deciding score first.
     """
 
     drift: Drift
     warnings: list[str]
-    matrix: list[tuple[str, list[tuple[str, float]]]]
+    matrices: dict[str, list[tuple[str, list[tuple[str, float]]]]]
     curves: list[tuple[Trajectory, list[Curve]]]
 
 
-def drift_page(drift: Drift, model: str) -> DriftPage:
-    """Prepare the section."""
-    found = drift.agreement[model]
-    rows = [
+def drift_page(drift: Drift, models: Sequence[str]) -> DriftPage:
+    """Prepare the section for the models on trial."""
+    warnings = list(dict.fromkeys(sentence for model in models for sentence in drift.warnings(model)))
+    curves = [(one, _curves(one)) for one in drift.trajectories]
+    return DriftPage(drift, warnings, {model: _matrix(drift.agreement[model]) for model in models}, curves)
+
+
+def _matrix(found: Agreement) -> list[tuple[str, list[tuple[str, float]]]]:
+    return [
         (
             " ".join(score),
             [("–" if np.isnan(value) else f"{value:.2f}", 0.0 if np.isnan(value) else float(value)) for value in row],
         )
         for score, row in zip(found.scores, found.correlation, strict=True)
     ]
-    curves = [(one, _curves(one)) for one in drift.trajectories]
-    return DriftPage(drift, drift.warnings(model), rows, curves)
 
 
 def _curves(found: Trajectory) -> list[Curve]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from t2i_align.evaluation.manifest import read_manifest
 from t2i_align.evaluation.results import Evaluation
 
 LARGEST_SIDE = 512  # larger pictures are embedded smaller and as WebP
-WINS, LOSSES, PLAIN = 12, 12, 12
+PLAIN = 12  # cards of the first prompts
+MANY, FEW = 12, 4  # cards of wins and of losses: of the only model on trial, of each of several
 
 
 @dataclass(frozen=True)
@@ -46,44 +48,68 @@ class Card:
 
 @dataclass(frozen=True)
 class Gallery:
-    """A titled group of cards."""
+    """A titled group of cards; on cards of ``everyone`` all models are seen at once, on others the first two."""
 
     key: str
     title: str
     note: str
     cards: tuple[Card, ...]
+    everyone: bool = False
 
 
-def galleries(evaluation: Evaluation, model: str) -> list[Gallery]:
-    """Best wins, worst losses, and the first prompts unchosen, of ``model`` against the baseline."""
+def galleries(evaluation: Evaluation, models: Sequence[str]) -> list[Gallery]:
+    """Best wins and worst losses of every model on trial against the baseline, and the first prompts unchosen."""
+    several = len(models) > 1
+    uris: dict[Path, str | None] = {}
+    draws = evaluation.scores.shape[1]
+    first = [prompt * draws for prompt in range(min(PLAIN, evaluation.scores.shape[0]))]
+    plain = Gallery(
+        "plain",
+        "Not chosen",
+        "The first prompts of the set, in order.",
+        _Maker(evaluation, models[0], uris).cards(first),
+        several,
+    )
+    chosen = [
+        gallery
+        for model in models
+        for gallery in _wins_and_losses(evaluation, model, _Maker(evaluation, model, uris), several)
+    ]
+    return [plain, *chosen] if several else [*chosen, plain]
+
+
+def _wins_and_losses(evaluation: Evaluation, model: str, maker: _Maker, several: bool) -> list[Gallery]:
     scorer, dimension = evaluation.primary
     scores = evaluation.scores.matrix(model, scorer, dimension)
-    difference = scores - evaluation.scores.matrix(evaluation.baseline, scorer, dimension)
-    flat = difference.ravel()
+    flat = (scores - evaluation.scores.matrix(evaluation.baseline, scorer, dimension)).ravel()
     order = np.argsort(np.where(np.isnan(flat), 0.0, flat), kind="stable")
     usable = int(np.count_nonzero(~np.isnan(flat)))
     gains = [int(i) for i in order[::-1] if flat[i] > evaluation.tolerance]
     losses = [int(i) for i in order if flat[i] < -evaluation.tolerance]
-    draws = difference.shape[1]
-    first = [prompt * draws for prompt in range(min(PLAIN, difference.shape[0]))]
-    maker = _Maker(evaluation, model)
-    what = f"by {scorer} {dimension}"
+    what, many = f"by {scorer} {dimension}", FEW if several else MANY
+    key, best, worst = (
+        (f"-{model}", f"{model}: best wins", f"{model}: worst losses") if several else ("", "Best wins", "Worst losses")
+    )
     return [
-        Gallery("wins", "Best wins", f"{len(gains)} of {usable} pictures improved {what}.", maker.cards(gains[:WINS])),
         Gallery(
-            "losses",
-            "Worst losses",
-            f"{len(losses)} of {usable} pictures got worse {what}.",
-            maker.cards(losses[:LOSSES]),
+            f"wins{key}",
+            best,
+            f"{len(gains)} of {usable} pictures improved {what}.",
+            maker.cards(gains[:many]),
         ),
-        Gallery("plain", "Not chosen", "The first prompts of the set, in order.", maker.cards(first)),
+        Gallery(
+            f"losses{key}",
+            worst,
+            f"{len(losses)} of {usable} pictures got worse {what}.",
+            maker.cards(losses[:many]),
+        ),
     ]
 
 
 class _Maker:
     """Builds cards, encoding each picture once."""
 
-    def __init__(self, evaluation: Evaluation, model: str) -> None:
+    def __init__(self, evaluation: Evaluation, model: str, uris: dict[Path, str | None]) -> None:
         self._evaluation = evaluation
         others = [name for name in evaluation.models if name not in (evaluation.baseline, model)]
         self._models = [evaluation.baseline, model, *others]
@@ -91,7 +117,7 @@ class _Maker:
             name: {(p.prompt_index, p.draw): p for p in read_manifest(evaluation.folder / name)}
             for name in self._models
         }
-        self._uris: dict[Path, str | None] = {}
+        self._uris = uris  # encoded pictures, shared between makers
 
     def cards(self, indices: list[int]) -> tuple[Card, ...]:
         """Cards of flat ``prompt * draws + draw`` indices."""
