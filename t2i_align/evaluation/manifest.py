@@ -1,8 +1,8 @@
 """The folder of one model's pictures: settings, one line per picture, and what may be kept on resuming.
 
 <folder>/settings.json      what the pictures were made with
-<folder>/manifest.jsonl     index, prompt_index, draw, prompt, seed, file; a line is written after its
-picture <folder>/images/00000.png   prompt and seed also stand in the PNG's text chunks
+<folder>/manifest.jsonl     index, prompt_index, draw, prompt, seed, file; a line is written after its picture
+<folder>/images/00000.png   prompt and seed also stand in the PNG's text chunks
 """
 
 from __future__ import annotations
@@ -131,8 +131,7 @@ def open_folder(folder: Path, settings: Settings, wanted: list[Picture], overwri
 def fingerprint(path: Path) -> str:
     """Hash of a model folder or weights file: names, sizes and contents.
 
-    Files over 64 MiB are hashed in 64 evenly spaced blocks of 1 MiB: training changes nearly every weight,
-        and reading
+    Files over 64 MiB are hashed in 64 evenly spaced blocks of 1 MiB: training changes nearly every weight, and reading
     gigabytes to notice would cost more than the pictures.
     """
     digest = hashlib.blake2b(digest_size=12)

@@ -33,8 +33,7 @@ def sample_images(
     pipeline with that generator would, so it does not depend on the batch it is drawn in (up to
     floating-point order).
 
-    The pipeline is left as it was found: training flags, scheduler state, progress bar setting and the
-        global random
+    The pipeline is left as it was found: training flags, scheduler state, progress bar setting and the global random
     stream. So it may share its modules with a training run.
 
     Args:

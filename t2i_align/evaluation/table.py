@@ -15,13 +15,15 @@ SCORES_FILE = "scores.parquet"
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """Attributes:
-    model: name within the evaluation.
-    prompt_index, draw: which picture of the model.
-    prompt, seed: what it was sampled from.
-    picture: hash of the file's bytes, by which a score is found again on resuming.
-    scorer, version, dimension: what was measured and by which release of the scorer.
-    score: higher is better; None where the picture could not be decoded or the scorer gave no number.
+    """One score of one picture.
+
+    Attributes:
+        model: name within the evaluation.
+        prompt_index, draw: which picture of the model.
+        prompt, seed: what it was sampled from.
+        picture: hash of the file's bytes, by which a score is found again on resuming.
+        scorer, version, dimension: what was measured and by which release of the scorer.
+        score: higher is better; None where the picture could not be decoded or the scorer gave no number.
     """
 
     model: str

@@ -13,10 +13,12 @@ Kind = Literal["better", "worse", "inconclusive"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Attributes:
-    kind: ``better`` or ``worse`` when the interval of the win rate lies wholly on one side of 0.5.
-    headline: the claim, a few words.
-    sentence: the claim with its figures.
+    """A claim.
+
+    Attributes:
+        kind: ``better`` or ``worse`` when the interval of the win rate lies wholly on one side of 0.5.
+        headline: the claim, a few words.
+        sentence: the claim with its figures.
     """
 
     kind: Kind

@@ -106,7 +106,7 @@ def test_mistakes_are_found_before_training(settings: dict, tmp_path: Path, monk
         "models.base.recipe=dpo.yaml": "either a recipe or a model",
         "models.base.overrides=[seed=1]": "taken as it is",
         "control=nobody": "not among the models",
-        "models={base: {model: x}}": "not among|two models",
+        "models={dpo: null, sft: null}": "needs two models",
         "evaluation.scorer=[oracle]": "did you mean scorers",
     }.items():
         with pytest.raises(UserError, match=message):

@@ -20,12 +20,14 @@ SMOOTHING = 0.9  # weight of the past in the exponential average of noisy curves
 
 @dataclass(frozen=True)
 class Series:
-    """Attributes:
-    name: in the legend.
-    x, y: same length; y may hold NaN.
-    color: index of the page's series colours, 0 to 3.
-    noisy: draw an exponential average over a faint trace.
-    markers: draw the points, for sparse series.
+    """One curve.
+
+    Attributes:
+        name: in the legend.
+        x, y: same length; y may hold NaN.
+        color: index of the page's series colours, 0 to 3.
+        noisy: draw an exponential average over a faint trace.
+        markers: draw the points, for sparse series.
     """
 
     name: str
