@@ -42,6 +42,7 @@ COMMANDS = [
     "personal interpolate",
     "personal soup",
     "score",
+    "compare",
     "study",
     "rewards pretrain",
     "rewards train",
@@ -194,6 +195,16 @@ def test_config_check_reports_all_files_together(valid: Path, tmp_path: Path) ->
     assert result.exit_code == 2
     assert result.stdout == f"{valid}: ok\n"
     assert "did you mean data.resolution?" in result.stderr and "missing.yaml does not exist" in result.stderr
+
+
+def test_config_check_takes_overrides_and_every_kind_of_file(valid: Path) -> None:
+    result = run("config", "check", str(valid), "training.max_train_stepz=3")
+    assert result.exit_code == 2 and "did you mean training.max_train_steps?" in result.stderr
+    configs = Path(__file__).parents[1] / "configs"
+    names = ("dpo", "study", "compare", "pretrain", "lrm", "personal_head", "rewards/pickscore")
+    files = [str(configs / "shapes" / f"{name}.yaml") for name in names]
+    result = run("config", "check", *files)
+    assert (result.exit_code, result.stdout) == (0, "".join(f"{file}: ok\n" for file in files)), result.stderr
 
 
 def test_config_show_is_a_loadable_file(valid: Path, tmp_path: Path) -> None:

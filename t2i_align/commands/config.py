@@ -4,33 +4,84 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from t2i_align.commands.common import ConfigFile, Overrides
 from t2i_align.errors import UserError
 
+if TYPE_CHECKING:
+    from t2i_align.config.layers import Merged
+
 app = typer.Typer(help="Check, show and explain configuration files.", no_args_is_help=True)
 
 
 @app.command()
 def check(
-    configs: Annotated[list[Path], typer.Argument(metavar="CONFIG", help="YAML files of runs.", show_default=False)],
+    configs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CONFIG... [KEY.PATH=VALUE...]",
+            help="YAML files, and values that win over them.",
+            show_default=False,
+        ),
+    ],
 ) -> None:
-    """Check files and report every error in them; no model or data is opened."""
-    from t2i_align.config.loading import load_config
+    """Check files and report every error in them; no model or data is opened.
 
+    Files of runs, studies (they have methods), comparisons (models), reward trainings (scorer) and the built-in
+    world's pretraining (vae) are known.
+    """
+    from reward_models.errors import RewardModelError
+
+    overrides = [word for word in configs if "=" in word and not Path(word).exists()]
     errors = []
-    for path in configs:
+    for path in (word for word in configs if word not in overrides):
         try:
-            load_config(path)
-        except UserError as error:
+            _check_one(path, overrides)
+        except (UserError, RewardModelError) as error:
             errors.append(str(error))
         else:
             print(f"{path}: ok")
     if errors:
         raise UserError("\n\n".join(errors))
+
+
+def _check_one(path: str, overrides: list[str]) -> None:
+    """Read a file as what its sections say it is."""
+    from t2i_align.config.layers import merge
+
+    merged = merge(path, overrides)
+    if "methods" in merged.values:
+        from t2i_align.study.config import load_study
+
+        load_study(path, overrides)
+    elif "models" in merged.values:
+        from t2i_align.compare.config import load_comparison
+
+        load_comparison(path, overrides)
+    elif "vae" in merged.values:
+        from t2i_align.shapes.pretrain import load_config as load_pretraining
+
+        load_pretraining(path)
+    elif "scorer" in merged.values:
+        _check_reward_training(merged, path, overrides)
+    else:
+        from t2i_align.config.loading import load_config
+
+        load_config(path, overrides)
+
+
+def _check_reward_training(merged: Merged, path: str, overrides: list[str]) -> None:
+    from t2i_align.rewards import noisy, personal, training
+
+    if personal.is_personal(merged.values):
+        personal.read_config(merged, path)
+    elif noisy.is_noisy(merged.values):
+        noisy.read_config(merged, path)
+    else:
+        training.load_config(path, overrides)
 
 
 @app.command()

@@ -73,10 +73,8 @@ def judge_all(baseline: str, rates: Mapping[str, Estimate], adjusted: Mapping[st
         )
     first = next(iter(rates.values()))
     figures = (
-        f"Win rates against {baseline} by {what} over {first.n} prompts: "
-        + ", ".join(f"{name} {percent(rate.value)} ({span(rate)})" for name, rate in rates.items())
-        + f". {percent(first.confidence)} intervals, ties count half; what is said of each model holds after Holm's "
-        + f"correction for {len(rates)} of them."
+        f"Win rates against {baseline} by {what} over {first.n} prompts, with {percent(first.confidence)} intervals; ties "
+        f"count half. What is said of a model holds after Holm's correction for {len(rates)} of them."
     )
     kind: Kind = "better" if better else "worse" if worse and not unclear else "inconclusive"
     return Verdict(kind, "; ".join(parts), figures)

@@ -15,8 +15,12 @@ from t2i_align.shapes.world import caption_of, parse_caption
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NOISY = [path for path in sorted(CONFIGS.glob("*/*.yaml")) if path.stem in ("lrm", "spm")]  # t2i-align rewards train
-OWN_READERS = ("pretrain", "study", "personal_head")  # not `RunConfig`: their own modules read them
-OTHER_SCHEMAS = {*(CONFIGS / "shapes" / f"{stem}.yaml" for stem in OWN_READERS), *NOISY}
+OWN_READERS = ("pretrain", "study", "compare", "personal_head")  # not `RunConfig`: their own modules read them
+OTHER_SCHEMAS = {
+    *(CONFIGS / "shapes" / f"{stem}.yaml" for stem in OWN_READERS),
+    *NOISY,
+    CONFIGS / "sdxl" / "compare.yaml",
+}
 RECIPES = sorted(set(CONFIGS.glob("*/*.yaml")) - set(CONFIGS.glob("base/*.yaml")) - OTHER_SCHEMAS)
 HEADINGS = ("For:", "Launch:", "Memory:", "Result:", "Else:")
 

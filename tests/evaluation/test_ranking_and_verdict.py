@@ -95,7 +95,7 @@ def test_several_models_get_one_verdict_that_survives_the_correction():
     verdict = judge_all("base", rates, adjusted, "oracle overall")
     assert verdict.kind == "better"
     assert verdict.headline == ("dpo is better than base; no evidence of improvement of sft and lucky; ppd is worse")
-    assert "dpo 70 % (60 to 80 %)" in verdict.sentence and "correction for 4" in verdict.sentence
+    assert "over 100 prompts, with 95 % intervals" in verdict.sentence and "correction for 4" in verdict.sentence
     none = judge_all("base", {"a": rates["sft"], "b": rates["lucky"]}, {"a": 1.0, "b": 0.09}, "x")
     assert (none.kind, none.headline) == ("inconclusive", "no evidence of improvement of a and b")
     worse = judge_all("base", {"ppd": rates["ppd"]}, {"ppd": 0.002}, "x")
