@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,9 @@ RUNS = "runs"
 class Entry(Section):
     """One model of the comparison: a recipe that is trained where it has not been, or a model that is there."""
 
-    recipe: str | None = Field(None, description="YAML file of a run, relative to this file; trained once, then kept")
+    recipe: str | None = Field(
+        None, description="YAML file of a run, relative to the file that says so; trained once, then kept"
+    )
     overrides: list[str] = Field([], description="key.path=value words for the recipe, as for t2i-align train")
     model: str | None = Field(None, description="diffusers folder, hub id, run folder, LoRA folder, or shapes:base")
     user: str | None = Field(None, description="for whom a user adapter makes its pictures, see generate --user")
@@ -117,15 +119,18 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
         config = CompareConfig.model_validate(merged.values)
     except ValidationError as error:
         raise report(_problems(error), str(path), merged.places) from error
-    folder = Path(path).parent
-    return Comparison(
-        config,
-        {
-            name: _run(config, name, entry, folder / entry.recipe)
-            for name, entry in config.entries.items()
-            if entry.recipe
-        },
-    )
+    runs = {
+        name: _run(config, name, entry, _folder_of(f"models.{name}.recipe", merged.places) / entry.recipe)
+        for name, entry in config.entries.items()
+        if entry.recipe is not None
+    }
+    return Comparison(config, runs)
+
+
+def _folder_of(key: str, places: Mapping[str, str]) -> Path:
+    """Folder of the file that set a key, such as ``compare.yaml:12``; where commands run for the command line."""
+    file, _, _ = places.get(key, "").rpartition(":")
+    return Path(file).parent if file else Path()
 
 
 def _run(config: CompareConfig, name: str, entry: Entry, recipe: Path) -> RunConfig:

@@ -73,8 +73,8 @@ def judge_all(baseline: str, rates: Mapping[str, Estimate], adjusted: Mapping[st
         )
     first = next(iter(rates.values()))
     figures = (
-        f"Win rates against {baseline} by {what} over {first.n} prompts, with {percent(first.confidence)} intervals; ties "
-        f"count half. What is said of a model holds after Holm's correction for {len(rates)} of them."
+        f"Win rates against {baseline} by {what} over {first.n} prompts, with {percent(first.confidence)} intervals; "
+        f"ties count half. What is said of a model holds after Holm's correction for {len(rates)} of them."
     )
     kind: Kind = "better" if better else "worse" if worse and not unclear else "inconclusive"
     return Verdict(kind, "; ".join(parts), figures)

@@ -86,6 +86,17 @@ def test_recipes_are_trained_once_and_judged_together(settings: dict, tmp_path: 
     assert again.comparison("dpo").win_rate.value == row["win_rate"]["value"]
 
 
+def test_recipes_lie_beside_the_file_that_names_them(settings: dict, tmp_path: Path) -> None:
+    load(settings, tmp_path)
+    (tmp_path / "below").mkdir()
+    mine = tmp_path / "below" / "mine.yaml"
+    mine.write_text("extends: ../compare.yaml\nmodels: {sft: null}\n")
+    assert list(load_comparison(mine).runs) == ["dpo"]
+    assert list(load_comparison(mine, [f"models.dpo.recipe={tmp_path / 'dpo.yaml'}"]).runs) == ["dpo"]
+    with pytest.raises(UserError, match="does not exist"):
+        load_comparison(mine, ["models.dpo.recipe=nowhere.yaml"])
+
+
 def test_a_run_of_other_settings_is_not_taken_for_this_one(settings: dict, tmp_path: Path, monkeypatch) -> None:
     del settings["models"]["sft"]
     run(load(settings, tmp_path), quiet)
