@@ -94,7 +94,9 @@ def krippendorff_alpha(ratings: ArrayLike, level: Level = "nominal") -> float:
     return _alpha(_coincidences(codes, len(values)).sum(0), values, level)
 
 
-def disagreement(ratings: ArrayLike, level: Level = "nominal", replicates: int = 1000, seed: int = 0) -> Disagreement:
+def disagreement(
+    ratings: ArrayLike, level: Level = "nominal", replicates: int = 1000, seed: int = 0, mirrored: bool = False
+) -> Disagreement:
     """All statistics of ratings ``[annotators, units]``.
 
     Args:
@@ -102,12 +104,18 @@ def disagreement(ratings: ArrayLike, level: Level = "nominal", replicates: int =
         level: of measurement.
         replicates: of the bootstrap over units.
         seed: of the bootstrap.
+        mirrored: which picture of a pair is the first is arbitrary: every unit counts with its ratings r and with
+            1 - r, so that alpha does not depend on the sides.
 
     Raises:
         RewardModelError: no unit with two ratings.
     """
-    codes, values = _pairable(ratings)
+    matrix = np.asarray(ratings, dtype=np.float64)
+    codes, values = _pairable(np.hstack([matrix, 1 - matrix]) if mirrored else matrix)
     per_unit = _coincidences(codes, len(values))
+    if mirrored:
+        units = len(per_unit) // 2
+        per_unit, codes = (per_unit[:units] + per_unit[units:]) / 2, codes[:, :units]
     counts = np.random.default_rng(seed).multinomial(
         len(per_unit), np.full(len(per_unit), 1 / len(per_unit)), replicates
     )
@@ -123,7 +131,7 @@ def disagreement(ratings: ArrayLike, level: Level = "nominal", replicates: int =
         int(held.sum()),
         float(alike.sum() / (held * (held - 1)).sum()),
         float((alike < held * (held - 1)).mean()),
-        _with_others(np.asarray(ratings, dtype=np.float64), codes, len(values)),
+        _with_others(matrix, codes, len(values)),
     )
 
 

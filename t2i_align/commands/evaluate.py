@@ -175,6 +175,14 @@ def evaluate(
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="Model the others are compared with; base or the first.")] = None,
     control: Annotated[str | None, typer.Option(help="Model that must not win, trained on shuffled labels.")] = None,
+    user_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--user-to",
+            metavar="[NAME=]WHO",
+            help="The report also shows the way from NAME's --user to this one; may be repeated.",
+        ),
+    ] = None,
     run_folder: Annotated[
         list[str] | None,
         typer.Option("--run", metavar="NAME=FOLDER", help="Run folder of a model that lies elsewhere."),
@@ -246,6 +254,7 @@ def evaluate(
         negative=negative_models(negative_model, named),
         negative_merge=negative_merge,
         users=UserChoice(chosen_users(user, named, base), user_scale, user_guidance),
+        towards=chosen_users(user_to, named, base),
         device=device,
         dtype=dtype,
         tolerance=tolerance,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from t2i_align.commands.common import OutputDir
 from t2i_align.commands.evaluate import Base, Device, Dtype, Guidance, Seed, Side, Steps
 from t2i_align.errors import UserError
+
+Level = Literal["nominal", "ordinal", "interval"]
 
 app = typer.Typer(help="New users from a few answers, and pictures between two users.", no_args_is_help=True)
 
@@ -106,3 +108,64 @@ def soup(
         except ValueError as error:
             raise UserError("A LoRA is given with its weight.", word, "for example runs/bright=0.3") from error
     print(f"Soup: {merge_loras(weights, output_dir)}")
+
+
+@app.command()
+def disagreement(
+    pairs: Annotated[str, typer.Argument(metavar="PAIRS", help="Any source of pairs with users.", show_default=False)],
+    level: Annotated[
+        Level, typer.Option(help="Of measurement: whether a tie is a third answer, or lies between the two.")
+    ] = "ordinal",
+) -> None:
+    """Say how far the people who answered the same pairs agree: Krippendorff's alpha, disputed pairs, outsiders."""
+    from t2i_align.personal.annotators import compare_annotators
+
+    print(compare_annotators(pairs, level).render())
+
+
+@app.command()
+def extract(
+    pairs: Annotated[
+        str,
+        typer.Argument(metavar="PAIRS[#USER]", help="Answers of users, any source of pairs.", show_default=False),
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Vision-language model: transformers folder with safetensors weights, or hub id.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Safetensors file, an array [L, F] per user.", show_default=False)
+    ],
+    shots: Annotated[int, typer.Option(min=1, help="Pairs that are shown of each user.")] = 4,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of the model.")] = 1024,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of pairs.")] = 0,
+    device: Device = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16; bf16 on CUDA, fp32 on a CPU.")] = None,
+) -> None:
+    """Embed users with a vision-language model that describes their choices, for encoder: external.
+
+    Writes what the model said of each user beside the arrays (.jsonl). A stopped command goes on where it was.
+    """
+    from t2i_align.evaluation.generate import device_and_dtype
+    from t2i_align.personal.extraction import Recipe, check_output
+    from t2i_align.personal.extraction import extract as run
+    from t2i_align.personal.vision_language import VisionLanguageModel
+
+    check_output(output)
+    where, precision = device_and_dtype(device, dtype)
+    precision = dtype or ("fp32" if where == "cpu" else "bf16")  # language models leave the range of fp16
+    address, mark, user = pairs.partition("#")
+    recipe = Recipe(model, shots, max_new_tokens, seed, precision)
+    reader = VisionLanguageModel(model, where, precision)
+    made = run(address, user if mark else None, recipe, output, reader)
+    shape = " x ".join(map(str, made.shape))
+    print(f"{made.path}: {made.users} users, {shape}; answers in {output.with_suffix('.jsonl')}")
+    if made.left_out:
+        print(f"{len(made.left_out)} users have fewer than {shots} usable pairs, such as {made.left_out[0]}: left out")
+    if made.unfinished:
+        print(
+            f"{len(made.unfinished)} answers were cut off, such as that about {made.unfinished[0]}: their states are "
+            "not those of a finished profile; use a larger --max-new-tokens"
+        )

@@ -112,8 +112,9 @@ def taste_study(
 
     Own, another's, opposite and null user, and the way from one user to another; a stopped command goes on.
     """
-    from t2i_align.shapes.taste_study import Settings, table
+    from t2i_align.shapes.taste_arms import Settings
     from t2i_align.shapes.taste_study import run as study
+    from t2i_align.shapes.taste_study import table
 
     settings = Settings(prompts=prompts, shots=shots, scale=user_scale, seed=seed)
     print(table(study(run, data, output_dir, settings, pooled)), end="")
@@ -155,3 +156,5 @@ def soup_study(
         for point in points:
             mark = " (dominated)" if point["dominated"] else ""
             print(f"{method} {point['share']:.2f}: {point['first']:.3f} {point['second']:.3f}{mark}")
+    for method, found in result["area"].items():
+        print(f"{method}: area over the base {found['value']:.5f} [{found['low']:.5f}, {found['high']:.5f}]")

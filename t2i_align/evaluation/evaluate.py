@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i_align.errors import UserError
-from t2i_align.evaluation import generate, score, statistics
+from t2i_align.evaluation import generate, score, statistics, walk
 from t2i_align.evaluation.checkpoints import expand
 from t2i_align.evaluation.manifest import read_settings
 from t2i_align.evaluation.prompts import PromptSet, load_prompts
@@ -45,6 +45,7 @@ def run(
     negative: Mapping[str, str | Path] | None = None,
     negative_merge: float = 0.0,
     users: UserChoice = generate.NOBODY,
+    towards: Mapping[str, str] | None = None,
     device: str | None = None,
     dtype: str | None = None,
     tolerance: float = 0.0,
@@ -73,6 +74,7 @@ def run(
         features: CLIP-based reward model by which variety is measured.
         limit: only the first prompts.
         shuffle_prompts: bring the prompts into a fixed random order first, so that a limited set is a fair sample.
+        towards: model name -> a user to whom the report shows the way from the model's own, see ``walk``.
         tolerance: score differences up to this size are ties.
         confidence, replicates: of the bootstrap intervals.
         report: write ``report.html``.
@@ -92,6 +94,7 @@ def run(
     runs = {**run_folders(paths), **(runs or {})}
     paths |= exported
     _check(paths, baseline, control, scorers)
+    walk.check(paths, towards or {}, users, base)
     prompt_set = load_prompts(prompts, limit, shuffle_prompts)
     sampling: dict[str, Any] = {
         "seeds_per_prompt": seeds_per_prompt,
@@ -101,22 +104,25 @@ def run(
         "height": height,
         "width": width,
     }
+    handling: dict[str, Any] = {
+        "batch_size": batch_size,
+        "base": base,
+        "users": users,
+        "device": device,
+        "dtype": dtype,
+        "overwrite": overwrite,
+        "show_progress": show_progress,
+    }
     folders = generate.run(
-        paths,
-        prompt_set,
-        output_dir,
-        batch_size=batch_size,
-        base=base,
-        negative=negative,
-        negative_merge=negative_merge,
-        users=users,
-        device=device,
-        dtype=dtype,
-        overwrite=overwrite,
-        show_progress=show_progress,
-        **sampling,
+        paths, prompt_set, output_dir, negative=negative, negative_merge=negative_merge, **handling, **sampling
     )
     table = score.run(folders, scorers, output_dir, first_prompts=len(prompt_set), device=device)
+    walks = []
+    if towards:
+        one_each = {**sampling, "seeds_per_prompt": 1}
+        walks = walk.measure(
+            paths, towards, prompts=prompt_set, scorers=scorers, output_dir=output_dir, **handling, **one_each
+        )
     evaluation = Evaluation(
         folder=output_dir,
         models=paths,
@@ -131,6 +137,7 @@ def run(
             "users": dict(users.who),
             "user_scale": users.scale,
             "user_guidance": users.guidance_scale,
+            "towards": dict(towards or {}),
             "dtype": read_settings(folders[baseline])["dtype"],
             "prompts": str(prompts) if isinstance(prompts, str | Path) else prompt_set.name,
             "limit": limit,
@@ -155,7 +162,7 @@ def run(
         from t2i_align.evaluation.report import render
 
         measured = measure(evaluation, features=features, proxy=proxy, device=device) if drift else None
-        render(evaluation, output_dir / REPORT_FILE, runs, drift=measured)
+        render(evaluation, output_dir / REPORT_FILE, runs, drift=measured, walks=walks)
     return evaluation
 
 

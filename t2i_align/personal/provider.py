@@ -18,6 +18,7 @@ from t2i_align.data.sampler import permutation
 from t2i_align.data.transform import Geometry
 from t2i_align.errors import UserError
 from t2i_align.personal.crowd import BalancedOrder, Pairs, pairs_by_user, split_users, with_other_prompts
+from t2i_align.personal.external import Origin, read_origin
 from t2i_align.personal.section import PersonalSection
 from t2i_align.personal.users import RewardUsers
 
@@ -111,6 +112,11 @@ class UserPairs(PairProvider):
             training = self._showable(training, self.source, "training")
             if self._held_reader is not None:
                 heldout = self._showable(heldout, self._held_reader.source, "held-out")
+        if self._section.encoder == "external":
+            origin = read_origin(self._section.users_file or "")
+            training = self._unseen(training, self.source, origin, "training")
+            if self._held_reader is not None:
+                heldout = self._unseen(heldout, self._held_reader.source, origin, "held-out")
         logger.info("%d users of training, %d held out", len(training), len(set(heldout) - set(training)))
         return training, heldout
 
@@ -124,6 +130,31 @@ class UserPairs(PairProvider):
             )
         if len(kept) < len(pairs):
             logger.info("%d %s users without pairs of two prompts are left out", len(pairs) - len(kept), what)
+        return kept
+
+    def _unseen(self, pairs: Pairs, source: Any, origin: Origin, what: str) -> Pairs:
+        """Without the pairs that made a user's own array, and without users who could not be embedded."""
+        ids = source.pair_ids()
+        nothing: frozenset[str] = frozenset()
+        kept = {
+            user: [row for row in rows if ids[row] not in origin.shown.get(user, nothing)]
+            for user, rows in pairs.items()
+            if user not in origin.left_out
+        }
+        kept = {user: rows for user, rows in kept.items() if rows}
+        if pairs and not kept:
+            raise UserError(
+                f"No {what} pair is left besides those that made the users' embeddings.",
+                f"{self._section.users_file}: {len(pairs)} users",
+                "embed fewer pairs per user (personal extract --shots), or use data with more",
+            )
+        if gone := sum(map(len, pairs.values())) - sum(map(len, kept.values())):
+            logger.info(
+                "%d %s pairs made the users' embeddings, or are of %d users without one: left out",
+                gone,
+                what,
+                len(pairs) - len(kept),
+            )
         return kept
 
     def _reward_scales(self) -> Tensor:

@@ -47,6 +47,17 @@ def tokens_of(personal: Personal, word: str) -> Tensor:
     return mix(users, [weight for weight, _ in terms])
 
 
+def blend(start: str, end: str, share: float) -> str:
+    """The user at `share` of the way from one to another, in one word; both may be mixtures."""
+    parts = [
+        (factor * weight, who)
+        for word, factor in ((start, 1 - share), (end, share))
+        for weight, who in split_terms(word)
+        if factor
+    ]
+    return parts[0][1] if len(parts) == 1 and parts[0][0] == 1.0 else "+".join(f"{w:.9g}*{who}" for w, who in parts)
+
+
 def split_terms(word: str) -> list[tuple[float, str]]:
     """(weight, user) of every part of a mixture; a word without + and * is one part of weight 1.
 

@@ -16,30 +16,36 @@ from PIL import Image
 
 from t2i_align.backbones import identify_model, load_for_sampling
 from t2i_align.errors import UserError
+from t2i_align.evaluation.generate import identify
 from t2i_align.evaluation.sampling import sample_images
 from t2i_align.personal.pipeline import load_personal
 from t2i_align.personal.soups import merge_loras
 from t2i_align.randomness import address_hash
+from t2i_align.shapes.taste_arms import claim
 from t2i_align.shapes.users import picture_features
 
 logger = logging.getLogger(__name__)
 
+REPLICATES = 2000
 Draw = Callable[[float], list[Image.Image]]
 
 
 @dataclass(frozen=True)
 class Point:
-    """Mean rewards of one mixture.
+    """Mean rewards of one mixture, with 95 % intervals of the gains over the base on the same noise.
 
     Attributes:
         share: weight of the second reward, 1 - share of the first.
         first, second: means over the pictures.
+        first_gain, second_gain: lower and upper end of what was gained over the base.
         dominated: another point of any method is at least as good in both and better in one.
     """
 
     share: float
     first: float
     second: float
+    first_gain: tuple[float, float] = (0.0, 0.0)
+    second_gain: tuple[float, float] = (0.0, 0.0)
     dominated: bool = False
 
 
@@ -64,7 +70,7 @@ def run(
         steps: mixtures from one reward to the other, both included.
 
     Raises:
-        UserError: not two LoRAs, or not an adapter of these rewards.
+        UserError: not two LoRAs, not an adapter of these rewards, or a folder with pictures of others.
     """
     if len(loras) != 2:
         raise UserError("A trade-off has two rewards.", f"{len(loras)} given", "give REWARD=RUN twice")
@@ -72,9 +78,10 @@ def run(
     if source.kind != "user" or source.weights is None:
         raise UserError("This run has no user adapter.", vector, "train one with encoder: reward_vector")
     folder, names = Path(output_dir), list(loras)
-    folder.mkdir(parents=True, exist_ok=True)
-    seeds = [address_hash(seed, "soup_study", i) % 2**32 for i in range(len(prompts))]
     sampling = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "batch_size": 32}
+    weights = {name: identify(model, None)[1] for name, model in {**loras, "reward_vector": vector}.items()}
+    claim(folder, {"weights": weights, "prompts": prompts, "steps": steps, "seed": seed, **sampling})
+    seeds = [address_hash(seed, "soup_study", i) % 2**32 for i in range(len(prompts))]
 
     def sample(pipeline: Any) -> list[Image.Image]:
         return sample_images(pipeline, prompts, seeds, **sampling)
@@ -98,14 +105,43 @@ def run(
         "soup": (of_soup, shares),
         "reward_vector": (of_vector, shares),
     }
-    points = {
-        method: [_measure(folder, f"{method}-{share:.2f}", draw, share, names) for share in at]
+    scores = {
+        method: np.stack([_measure(folder, f"{method}-{share:.2f}", draw, share, names) for share in at])
         for method, (draw, at) in arms.items()
     }
-    result = {"rewards": names, "prompts": len(prompts), "points": mark_dominated(points)}
+    picks = np.random.default_rng([seed, 9]).integers(len(prompts), size=(REPLICATES, len(prompts)))
+    points = {method: _points(scores[method], scores["base"][0], arms[method][1], picks) for method in arms}
+    areas = {method: _area_interval(scores[method], scores["base"][0], picks) for method in arms if method != "base"}
+    result = {"rewards": names, "prompts": len(prompts), "points": mark_dominated(points), "area": areas}
     (folder / "pareto.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     plot(result, folder / "pareto.png")
     return result
+
+
+def area(points: np.ndarray, origin: np.ndarray) -> float:
+    """What a set of trade-offs ``[N, 2]`` has over a starting point ``[2]``: the area between it and the front."""
+    total, height = 0.0, float(origin[1])
+    for first, second in sorted(points.tolist(), reverse=True):  # from the best in the first reward down
+        if first > origin[0] and second > height:
+            total += (first - float(origin[0])) * (second - height)
+            height = second
+    return total
+
+
+def _points(scores: np.ndarray, base: np.ndarray, shares: list[float], picks: np.ndarray) -> list[Point]:
+    """Points of one method from rewards ``[mixtures, prompts, 2]``, against ``[prompts, 2]``."""
+    found = []
+    for share, of_mixture in zip(shares, scores, strict=True):
+        low, high = np.quantile((of_mixture - base)[picks].mean(1), [0.025, 0.975], axis=0).tolist()
+        means = of_mixture.mean(0).tolist()
+        found.append(Point(share, *means, (low[0], high[0]), (low[1], high[1])))
+    return found
+
+
+def _area_interval(scores: np.ndarray, base: np.ndarray, picks: np.ndarray) -> dict[str, float]:
+    drawn = [area(scores[:, rows].mean(1), base[rows].mean(0)) for rows in picks]
+    low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
+    return {"value": area(scores.mean(1), base.mean(0)), "low": low, "high": high}
 
 
 def mark_dominated(points: Mapping[str, list[Point]]) -> dict[str, list[dict[str, Any]]]:
@@ -127,7 +163,7 @@ def mark_dominated(points: Mapping[str, list[Point]]) -> dict[str, list[dict[str
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
-    """Mean of the first reward against that of the second; dominated points are hollow."""
+    """Mean of the first reward against that of the second; dominated points are hollow, bars are `Point` intervals."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5, 4.2), layout="constrained")
@@ -135,7 +171,12 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     for method, points in result["points"].items():
         across, up = [p["first"] for p in points], [p["second"] for p in points]
         (line,) = axes.plot(across, up, linewidth=1, label=method)
+        before = result["points"]["base"][0]
         for point in points:
+            if method != "base":
+                bars = {axis: _bar(point, before, axis) for axis in ("first", "second")}
+                faint = {"ecolor": line.get_color(), "elinewidth": 0.7, "alpha": 0.45}
+                axes.errorbar(point["first"], point["second"], xerr=bars["first"], yerr=bars["second"], **faint)
             fill = "none" if point["dominated"] else line.get_color()
             axes.plot(point["first"], point["second"], "o", markerfacecolor=fill, markeredgecolor=line.get_color())
             axes.annotate(f"{point['share']:.2f}", (point["first"], point["second"]), fontsize=7)
@@ -145,12 +186,19 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def _measure(folder: Path, word: str, draw: Draw, share: float, names: list[str]) -> Point:
+def _bar(point: Mapping[str, Any], base: Mapping[str, Any], axis: str) -> list[list[float]]:
+    """Lengths of the error bar of a mean, below and above."""
+    gain = point[axis] - base[axis]
+    low, high = point[f"{axis}_gain"]
+    return [[max(0.0, gain - low)], [max(0.0, high - gain)]]
+
+
+def _measure(folder: Path, word: str, draw: Draw, share: float, names: list[str]) -> np.ndarray:
+    """Rewards ``[prompts, 2]`` of a mixture's pictures, which are drawn once and kept."""
     path = folder / f"{word}.npy"
     if not path.is_file():
         np.save(folder / "writing.npy", np.stack([np.asarray(image) for image in draw(share)]))
         (folder / "writing.npy").replace(path)
         logger.info("%s: done", word)
     features = picture_features([Image.fromarray(array) for array in np.load(path)])
-    means = [float((features["presence"] * features[name]).mean()) for name in names]
-    return Point(share, means[0], means[1])
+    return np.stack([features["presence"] * features[name] for name in names], axis=1)

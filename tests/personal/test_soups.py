@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,7 +22,7 @@ from t2i_align.personal.files import save_personal
 from t2i_align.personal.soups import merge_loras
 from t2i_align.shapes.pairs import SCHEMA
 from t2i_align.shapes.reward_pairs import run as reward_pairs
-from t2i_align.shapes.soup_study import Point, mark_dominated
+from t2i_align.shapes.soup_study import Point, area, mark_dominated
 from t2i_align.shapes.soup_study import run as soup_study
 from t2i_align.shapes.user_pairs import answers
 from t2i_align.shapes.users import make_user
@@ -106,6 +107,12 @@ def test_dominated_points_are_those_beaten_in_both() -> None:
     assert [[point["dominated"] for point in of] for of in marked.values()] == [[False, False], [True, False]]
 
 
+def test_the_area_over_the_base_by_hand() -> None:
+    points = np.array([[1.0, 0.25], [0.5, 0.5], [0.4, 0.4], [-1.0, 2.0]])  # the third is dominated, the fourth no gain
+    assert area(points, np.zeros(2)) == pytest.approx(1.0 * 0.25 + 0.5 * 0.25)
+    assert area(points - 5, np.zeros(2)) == 0
+
+
 def test_soups_and_reward_weights_on_one_plot(tiny_sd, loras, tmp_path) -> None:
     adapter = add_adapter(tiny_sd, PersonalConfig("reward_vector", 2, 8, names=("brightness", "colour=blue")))
     open_up(adapter)
@@ -118,6 +125,9 @@ def test_soups_and_reward_weights_on_one_plot(tiny_sd, loras, tmp_path) -> None:
         "soup": 2,
         "reward_vector": 2,
     }
+    base, soup = result["points"]["base"][0], result["points"]["soup"][0]
+    assert base["first_gain"] == (0.0, 0.0) and soup["first_gain"][0] <= soup["first"] - base["first"] + 1e-9
+    assert set(result["area"]) == {"soup", "reward_vector"}
     assert (tmp_path / "study/pareto.png").is_file() and (tmp_path / "study/pareto.json").is_file()
     with pytest.raises(UserError, match="two rewards"):
         soup_study({"brightness": str(loras["a"])}, str(vector), ["a fox"], tmp_path / "study")

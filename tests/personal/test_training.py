@@ -67,16 +67,18 @@ def test_a_run_trains_the_adapter_alone_and_plain_diffusers_loads_it(kind, tiny_
     assert "load_personal" in card and "A user adapter" in card and "pair_set" in card
 
 
-def test_a_resumed_run_is_the_unbroken_one(tiny_sd, pairs, tmp_path):
-    whole = run(tiny_sd, pairs, tmp_path / "whole", PERSONAL)
-    cut = run(tiny_sd, pairs, tmp_path / "cut", PERSONAL, training={"max_train_steps": 2})
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_a_resumed_run_is_the_unbroken_one(kind, tiny_sd, tiny_sdxl, pairs, tmp_path):
+    folder = {"sd": tiny_sd, "sdxl": tiny_sdxl}[kind]
+    whole = run(folder, pairs, tmp_path / "whole", PERSONAL)
+    cut = run(folder, pairs, tmp_path / "cut", PERSONAL, training={"max_train_steps": 2})
     shutil.rmtree(cut / "features")  # made again, with the same numbers
-    run(tiny_sd, pairs, cut, PERSONAL, training={"resume_from_checkpoint": "latest"})
-    ours, theirs = (load_file(folder / "checkpoint-4/trainable.safetensors") for folder in (whole, cut))
+    run(folder, pairs, cut, PERSONAL, training={"resume_from_checkpoint": "latest"})
+    ours, theirs = (load_file(out / "checkpoint-4/trainable.safetensors") for out in (whole, cut))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     other = {**PERSONAL, "support_pairs": 2}
     with pytest.raises(UserError, match="different run"):
-        run(tiny_sd, pairs, cut, other, training={"resume_from_checkpoint": "latest", "max_train_steps": 6})
+        run(folder, pairs, cut, other, training={"resume_from_checkpoint": "latest", "max_train_steps": 6})
     exported = export_checkpoint(whole, "checkpoint-2", tmp_path / "early")
     early = load_file(exported / "personal_weights.safetensors")
     saved = load_file(whole / "checkpoint-2/trainable.safetensors")

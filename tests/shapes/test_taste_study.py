@@ -15,7 +15,8 @@ from t2i_align.errors import UserError
 from t2i_align.personal.config import PersonalConfig
 from t2i_align.personal.features import PixelFeatures
 from t2i_align.personal.files import save_personal
-from t2i_align.shapes.taste_study import Settings, run, share
+from t2i_align.shapes.taste_arms import Settings
+from t2i_align.shapes.taste_study import run, share
 from t2i_align.shapes.user_pairs import SCHEMA, answers
 from t2i_align.shapes.users import UNSEEN_OFFSET, make_user
 from tests.personal.common import add_adapter, open_up

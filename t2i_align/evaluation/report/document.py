@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from importlib.resources import files
@@ -19,9 +19,11 @@ from t2i_align.evaluation.drift.measure import Drift
 from t2i_align.evaluation.report.curves import read_run
 from t2i_align.evaluation.report.drift_section import drift_page
 from t2i_align.evaluation.report.pictures import galleries
+from t2i_align.evaluation.report.walk_section import walk_page
 from t2i_align.evaluation.results import Comparison, Evaluation
 from t2i_align.evaluation.statistics import Estimate
 from t2i_align.evaluation.verdict import percent, span
+from t2i_align.evaluation.walk import Walk
 
 PACKAGES = ("t2i_align", "torch", "diffusers", "transformers", "peft", "numpy", "scipy")
 
@@ -32,6 +34,7 @@ def render(
     runs: Mapping[str, str | Path] | None = None,
     model: str | None = None,
     drift: Drift | None = None,
+    walks: Sequence[Walk] = (),
 ) -> Path:
     """Write one self-contained HTML page: no file, font or address outside it is needed to read it.
 
@@ -41,6 +44,7 @@ def render(
         runs: model name -> its run folder, for training curves, configuration and environment.
         model: the model on trial; None reports on all that are neither baseline, control nor checkpoints.
         drift: what ``drift.measure`` found; None leaves the section out.
+        walks: pictures between two users, see ``walk.measure``.
 
     Returns:
         ``output`` as a path.
@@ -50,7 +54,14 @@ def render(
     """
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    page = _environment().get_template("report.html.j2").render(_context(evaluation, runs or {}, model, drift))
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            **_context(evaluation, runs or {}, model, drift),
+            walks=[walk_page(walk, evaluation.primary) for walk in walks],
+        )
+    )
     temporary = output.with_suffix(".writing")
     temporary.write_text(page, encoding="utf-8")
     os.replace(temporary, output)
@@ -128,6 +139,8 @@ def _commands(evaluation: Evaluation, runs: Mapping[str, str | Path]) -> list[st
         evaluate += ["--negative-merge", str(settings["negative_merge"])]
     for name, who in (settings.get("users") or {}).items():
         evaluate += ["--user", f"{name}={who}"]
+    for name, who in (settings.get("towards") or {}).items():
+        evaluate += ["--user-to", f"{name}={who}"]
     if settings.get("user_scale", 1.0) != 1.0:
         evaluate += ["--user-scale", str(settings["user_scale"])]
     if settings.get("user_guidance") is not None:

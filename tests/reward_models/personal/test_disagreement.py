@@ -29,6 +29,15 @@ def test_two_observers_by_hand():
     assert krippendorff_alpha([[1, 1, 0], [1, 0, 0]]) == pytest.approx(4 / 9)
 
 
+def test_the_sides_of_a_pair_do_not_matter_where_they_are_arbitrary():
+    turned = [[0, 1, 0], [0, 0, 0]]  # the same answers with the first pair shown the other way round
+    assert krippendorff_alpha(turned) != pytest.approx(4 / 9)
+    for ratings in (turned, [[1, 1, 0], [1, 0, 0]]):
+        result = disagreement(ratings, replicates=50, mirrored=True)
+        assert result.alpha.value == pytest.approx(4 / 9)
+        assert (result.units, result.ratings, result.agreement) == (3, 6, pytest.approx(2 / 3))
+
+
 def test_full_agreement_is_one_opposition_is_negative_and_no_variation_is_undefined():
     assert krippendorff_alpha([[1, 0, 1], [1, 0, 1]]) == 1
     assert krippendorff_alpha([[1, 0, 1, 0], [0, 1, 0, 1]]) < 0

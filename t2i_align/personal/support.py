@@ -1,0 +1,96 @@
+"""Which of a user's pairs are shown to a model that looks at pictures."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+
+from t2i_align.data.pair_source import PairSource
+from t2i_align.data.selection import normalise
+from t2i_align.errors import UserError
+from t2i_align.personal.config import NULL_USER
+from t2i_align.personal.crowd import Pairs, pairs_by_user
+from t2i_align.randomness import addressed_generator
+
+Pictures = tuple[bytes, bytes]  # of a pair, in an order that does not depend on the sides
+
+
+@dataclass(frozen=True)
+class Support:
+    """The pairs that are shown of one user.
+
+    Attributes:
+        rows: of the source, in the order in which they are shown.
+        first_wins: whether the user preferred picture 0 of each.
+        seen: ids of every pair of the user with these pictures, answered again or the other way too.
+    """
+
+    rows: list[int]
+    first_wins: list[bool]
+    seen: list[str]
+
+
+def chosen_users(source: PairSource, user: str | None, shots: int) -> Pairs:
+    """Rows of decided pairs by user.
+
+    Raises:
+        UserError: no such user, a user called null, or nobody with as many decided pairs as are shown.
+    """
+    labels = source.labels()
+    everyone = pairs_by_user(source)
+    if user is not None and user not in everyone:
+        raise UserError("This user gave no answer.", user, f"known are {', '.join(list(everyone)[:5])} …")
+    if NULL_USER in everyone:
+        raise UserError(f"'{NULL_USER}' is the name of the built-in null user.", source.table.address, "rename it")
+    pairs = {
+        name: [row for row in rows if labels[row] != 0.5]
+        for name, rows in everyone.items()
+        if user is None or name == user
+    }
+    if max(map(len, pairs.values())) < shots:
+        raise nobody(source.table.address, len(pairs), shots)
+    return pairs
+
+
+def choose(source: PairSource, user: str, rows: list[int], shots: int, seed: int) -> Support | None:
+    """Pairs to show of one user, of as many different prompts as there are; None where there are too few.
+
+    Pictures that were compared several times count once, as the majority of the answers has it; not at all if evenly.
+    """
+    votes: dict[Pictures, int] = defaultdict(int)
+    answers: dict[Pictures, list[int]] = defaultdict(list)
+    for row in rows:
+        first, second = source.images(row)
+        key, sign = ((first, second), 1) if first <= second else ((second, first), -1)
+        votes[key] += sign if source.describe(row).label_0 > 0.5 else -sign
+        answers[key].append(row)
+    decided = [key for key, vote in votes.items() if vote != 0 and key[0] != key[1]]
+    if len(decided) < shots:
+        return None
+    generator = addressed_generator(seed, "extract", user)
+    order = [decided[place] for place in torch.randperm(len(decided), generator=generator).tolist()]
+    shown = _of_many_prompts(order, [source.describe(answers[key][0]).caption for key in order])[:shots]
+    chosen = [answers[key][0] for key in shown]
+    wins = [(votes[key] > 0) == (source.images(row)[0] == key[0]) for key, row in zip(shown, chosen, strict=True)]
+    return Support(chosen, wins, [source.describe(row).pair_id for key in shown for row in answers[key]])
+
+
+def _of_many_prompts(order: list[Pictures], captions: list[str]) -> list[Pictures]:
+    """The first pair of every prompt, then the second of every prompt, and so on."""
+    seen: dict[str, int] = defaultdict(int)
+    turns = []
+    for caption in captions:
+        turns.append(seen[normalise(caption)])
+        seen[normalise(caption)] += 1
+    return [order[place] for place in sorted(range(len(order)), key=lambda place: turns[place])]
+
+
+def nobody(address: str, users: int, shots: int) -> UserError:
+    """The complaint about users who answered too little."""
+    return UserError(
+        "No user has enough comparisons to be shown.",
+        f"{address}: {users} users, none with {shots} decided pairs of pictures",
+        "use fewer --shots, or data with more pairs per user",
+    )
