@@ -33,7 +33,8 @@ def fit(
         str | None, typer.Option(help="Pairs that may be asked next; the answers' source by default.")
     ] = None,
     adapter: Annotated[
-        str | None, typer.Option(help="Run of a user adapter of pairs: write the user's tokens for it too.")
+        str | None,
+        typer.Option(help="Run of a user adapter of pairs, or of a table: write the user's tokens for it too."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Tokens file for generate --user, with --adapter.")

@@ -12,7 +12,8 @@ table; `external` embeddings from elsewhere; `files` saving; `pipeline` the two 
 Training: `section` of the YAML file, `features` of pictures and captions, `pair_features` their cache, `crowd` whose
 pairs are whose, `users` what the encoder is told, `warm_up` what it learns first, `provider` and `step` for the loop,
 `build` all of it. Before it: `extraction` of embeddings by a `vision_language` model that is shown a user's `support`,
-`annotators` who agree or not. After it: `who` a user in one word, `new_user` from a few answers, `soups` of LoRAs.
+`annotators` who agree or not. After it: `who` a user in one word, `new_user` from a few answers, `table_user` for
+a table, `soups` of LoRAs.
 """
 
 from __future__ import annotations

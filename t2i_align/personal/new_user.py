@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from reward_models.personal.files import load_head
 from reward_models.personal.posterior import UserPosterior, choose_pair, predict
 from t2i_align.data.pair_source import PairSource
 from t2i_align.errors import UserError
 from t2i_align.personal.config import NULL_USER
+from t2i_align.personal.files import SavedPersonal, read_personal
 from t2i_align.personal.pair_features import pair_features
 from t2i_align.personal.who import answers_of, everything_of
 from t2i_align.rewards.personal import comparisons, read_features
@@ -99,13 +101,13 @@ def fit(head_run: str | Path, answers: str, first: int | None = None, candidates
 def save_tokens(adapter_run: str, answers: str, first: int | None, name: str, path: str | Path) -> Path:
     """The user's tokens for a user adapter, as a file that ``generate --user FILE`` takes.
 
+    An adapter of pairs reads them in one pass; for a table the combination of its users is sought that explains the
+    answers, see ``table_user``.
+
     Raises:
-        UserError: not a user adapter of pairs, or a name that is taken.
+        UserError: an adapter that does not learn from pairs, or a name that is taken.
     """
     from t2i_align.backbones import identify_model
-    from t2i_align.personal.features import open_extractor
-    from t2i_align.personal.files import read_personal
-    from t2i_align.personal.pipeline import Personal
 
     source = identify_model(adapter_run)
     if source.kind != "user" or source.weights is None:
@@ -117,12 +119,28 @@ def save_tokens(adapter_run: str, answers: str, first: int | None, name: str, pa
     given = answers_of(address, user if mark else None)
     if first is not None:
         given = given.without(range(first, len(given)), "not shown yet")
-    shown = pair_features(given, open_extractor(saved.adapter.config.extractor))
-    wins = [bool(label > 0.5) for label in given.labels()]
-    tokens = Personal(None, saved.adapter, {}).add_pairs(name, *shown.shown(list(range(len(given))), wins))
+    if saved.adapter.config.encoder == "table":
+        from t2i_align.personal.table_user import fit_to_table
+
+        tokens = fit_to_table(adapter_run, saved.adapter, address, given).tokens
+    else:
+        tokens = _shown(saved, name, given)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tokens.detach().cpu().contiguous()}, path)
     return Path(path)
+
+
+def _shown(saved: SavedPersonal, name: str, given: PairSource) -> Tensor:
+    from t2i_align.personal.features import open_extractor
+    from t2i_align.personal.pipeline import Personal
+
+    extractor = saved.adapter.config.extractor
+    if not extractor:
+        found = f"encoder {saved.adapter.config.encoder}"
+        raise UserError("This adapter does not learn users from comparisons.", found, "leave --adapter out")
+    features = pair_features(given, open_extractor(extractor))
+    wins = [bool(label > 0.5) for label in given.labels()]
+    return Personal(None, saved.adapter, {}).add_pairs(name, *features.shown(list(range(len(given))), wins))
 
 
 def _askable(source: PairSource, given: PairSource) -> PairSource:

@@ -55,29 +55,38 @@ def chosen_users(source: PairSource, user: str | None, shots: int) -> Pairs:
 
 
 def choose(source: PairSource, user: str, rows: list[int], shots: int, seed: int) -> Support | None:
-    """Pairs to show of one user, of as many different prompts as there are; None where there are too few.
+    """Pairs to show of one user, of as many different prompts as there are; None where there are too few."""
+    distinct = majorities(source, rows)
+    if len(distinct) < shots:
+        return None
+    generator = addressed_generator(seed, "extract", user)
+    order = [list(distinct)[place] for place in torch.randperm(len(distinct), generator=generator).tolist()]
+    chosen = _of_many_prompts(order, [source.describe(row).caption for row in order])[:shots]
+    wins = [source.describe(row).label_0 > 0.5 for row in chosen]
+    return Support(chosen, wins, [source.describe(other).pair_id for row in chosen for other in distinct[row]])
 
-    Pictures that were compared several times count once, as the majority of the answers has it; not at all if evenly.
+
+def majorities(source: PairSource, rows: list[int]) -> dict[int, list[int]]:
+    """Decided rows of one user, each pair of pictures once -> all rows of the same pictures.
+
+    Pictures that were compared several times are there as most of the answers have it, and not at all where the answers
+    cancel each other.
     """
-    votes: dict[Pictures, int] = defaultdict(int)
-    answers: dict[Pictures, list[int]] = defaultdict(list)
+    votes: dict[Pictures, list[tuple[int, int]]] = defaultdict(list)  # of every pair of pictures, (row, sign)
     for row in rows:
         first, second = source.images(row)
         key, sign = ((first, second), 1) if first <= second else ((second, first), -1)
-        votes[key] += sign if source.describe(row).label_0 > 0.5 else -sign
-        answers[key].append(row)
-    decided = [key for key, vote in votes.items() if vote != 0 and key[0] != key[1]]
-    if len(decided) < shots:
-        return None
-    generator = addressed_generator(seed, "extract", user)
-    order = [decided[place] for place in torch.randperm(len(decided), generator=generator).tolist()]
-    shown = _of_many_prompts(order, [source.describe(answers[key][0]).caption for key in order])[:shots]
-    chosen = [answers[key][0] for key in shown]
-    wins = [(votes[key] > 0) == (source.images(row)[0] == key[0]) for key, row in zip(shown, chosen, strict=True)]
-    return Support(chosen, wins, [source.describe(row).pair_id for key in shown for row in answers[key]])
+        if first != second:
+            votes[key].append((row, sign if source.describe(row).label_0 > 0.5 else -sign))
+    found = {}
+    for answers in votes.values():
+        total = sum(sign for _, sign in answers)
+        if total:
+            found[next(row for row, sign in answers if sign * total > 0)] = [row for row, _ in answers]
+    return found
 
 
-def _of_many_prompts(order: list[Pictures], captions: list[str]) -> list[Pictures]:
+def _of_many_prompts(order: list[int], captions: list[str]) -> list[int]:
     """The first pair of every prompt, then the second of every prompt, and so on."""
     seen: dict[str, int] = defaultdict(int)
     turns = []

@@ -133,8 +133,8 @@ def _points(scores: np.ndarray, base: np.ndarray, shares: list[float], picks: np
     found = []
     for share, of_mixture in zip(shares, scores, strict=True):
         low, high = np.quantile((of_mixture - base)[picks].mean(1), [0.025, 0.975], axis=0).tolist()
-        means = of_mixture.mean(0).tolist()
-        found.append(Point(share, *means, (low[0], high[0]), (low[1], high[1])))
+        first, second = of_mixture.mean(0).tolist()
+        found.append(Point(share, first, second, (low[0], high[0]), (low[1], high[1])))
     return found
 
 

@@ -9,17 +9,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from t2i_align.cli import app
 from t2i_align.errors import UserError
-from t2i_align.personal.files import save_personal
-from t2i_align.personal.new_user import fit
+from t2i_align.personal import table_user
+from t2i_align.personal.files import read_personal, save_personal
+from t2i_align.personal.new_user import fit, save_tokens
+from t2i_align.rewards.personal import read_features
 from t2i_align.shapes.pairs import encode_jpeg
 
 from .common import add_adapter, open_up
+from .test_training import run
 from .test_who import OF_PAIRS
 
 COLOURS = [(220, 30, 30), (30, 30, 220), (30, 180, 40), (240, 220, 30), (60, 60, 60), (230, 230, 230)]
@@ -83,12 +87,15 @@ def test_a_head_learns_new_users_from_a_few_pairs(head: Path, data: Path, tmp_pa
         assert result.exit_code == 2 and message in result.output
 
 
-def test_users_of_one_file_are_split_and_points_may_be_ideal(data: Path, tmp_path: Path) -> None:
+def test_users_of_one_file_are_split_and_points_may_be_ideal_on_clip_features(data: Path, tmp_path: Path) -> None:
     words = [f"output_dir={tmp_path / 'head'}", "data.heldout_source=null", "few_shot.heldout_users=0.25"]
+    words += ["features=shapes:pickscore"]
     output = invoke("rewards", "train", data / "head.yaml", *words, "head={kind: ideal_points, steps: 20}")
     assert "3 users" in output
     trained = json.loads((tmp_path / "head/model/config.json").read_text())
     assert trained["kind"] == "ideal_points" and len(trained["users"]) == 9
+    assert read_features(tmp_path / "head").name == "shapes:pickscore"
+    assert "100: 2 answers" in invoke("personal", "fit", tmp_path / "head", f"{data / 'new.parquet'}#100", "--first", 2)
 
 
 def test_fit_says_what_is_known_and_what_to_ask(head: Path, data: Path, tmp_path: Path) -> None:
@@ -126,17 +133,38 @@ def test_odd_answers_widen_the_confidence_or_are_explained(head: Path, data: Pat
 def test_tokens_and_a_strip_for_a_new_user(head: Path, data: Path, tiny_sd: Path, tmp_path: Path) -> None:
     adapter = add_adapter(tiny_sd, OF_PAIRS)
     open_up(adapter)
-    run = save_personal(adapter, tmp_path / "run")
-    (run / "config.yaml").write_text(json.dumps({"model": {"pretrained_model_name_or_path": str(tiny_sd)}}))
+    saved = save_personal(adapter, tmp_path / "run")
+    (saved / "config.yaml").write_text(json.dumps({"model": {"pretrained_model_name_or_path": str(tiny_sd)}}))
     answers, tokens = f"{data / 'new.parquet'}#102", tmp_path / "user.safetensors"
-    invoke("personal", "fit", head, answers, "--adapter", run, "-o", tokens, "--name", "clara")
+    invoke("personal", "fit", head, answers, "--adapter", saved, "-o", tokens, "--name", "clara")
     assert load_file(tokens)["clara"].shape == (3, 8)
     size = ["--num-inference-steps", 1, "--height", 32, "--width", 32, "--users", 3]
-    invoke("personal", "interpolate", run, "null", tokens, "--prompt", "a fox", "-o", tmp_path / "strip.png", *size)
+    invoke("personal", "interpolate", saved, "null", tokens, "--prompt", "a fox", "-o", tmp_path / "strip.png", *size)
     assert Image.open(tmp_path / "strip.png").width >= 3 * 32
-    result = CliRunner().invoke(app, ["personal", "fit", str(head), answers, "--adapter", str(run)])
+    result = CliRunner().invoke(app, ["personal", "fit", str(head), answers, "--adapter", str(saved)])
     assert result.exit_code == 2 and "belong together" in result.output
     with pytest.raises(UserError, match="no user adapter"):
         from t2i_align.evaluation.strip import strip
 
         strip(str(tiny_sd), "null", "null", ["a fox"], tmp_path / "none.png")
+
+
+def test_a_new_user_of_a_table_is_a_combination_of_its_users(head, data, tiny_sd, tmp_path, monkeypatch) -> None:
+    table = {"encoder": "table", "num_tokens": 2, "token_width": 8}
+    run(tiny_sd, data / "train.parquet", tmp_path / "run", table, training={"max_train_steps": 2})
+    monkeypatch.setattr(table_user, "STEPS", 4)
+    answers = f"{data / 'new.parquet'}#102"
+    words = ["personal", "fit", head, answers, "--first", 3, "--adapter", tmp_path / "run", "-o"]
+    for name in ("one", "two"):
+        invoke(*words, tmp_path / f"{name}.safetensors")
+    found, again = (load_file(tmp_path / f"{name}.safetensors")["user"] for name in ("one", "two"))
+    adapter = read_personal(tmp_path / "run/export").adapter
+    known = adapter.encoder.get_parameter("table").detach()
+    assert torch.equal(found, again) and not torch.allclose(found, known.mean(0), atol=1e-3)
+    coefficients = torch.linalg.lstsq(known.flatten(1).T, found.flatten()[:, None]).solution
+    assert torch.allclose(coefficients[:, 0] @ known.flatten(1), found.flatten(), atol=1e-4)
+    rows = [row for row in pq.read_table(data / "new.parquet").to_pylist() if row["user_id"] == 102][:1]
+    rows.append({**rows[0], "ranking_id": -1, "label_0": rows[0]["label_1"], "label_1": rows[0]["label_0"]})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "torn.parquet")
+    with pytest.raises(UserError, match="cancel each other"):
+        save_tokens(str(tmp_path / "run"), str(tmp_path / "torn.parquet"), None, "torn", tmp_path / "torn.safetensors")

@@ -149,3 +149,14 @@ def test_pixel_features_see_colour_and_brightness() -> None:
     assert torch.allclose(words[0], words[1]) and not torch.allclose(words[0], words[2])
     with pytest.raises(UserError, match="personal.features"):
         open_extractor("no/such/folder/anywhere")
+
+
+def test_clip_features_are_unit_vectors_that_tell_pictures_and_words_apart() -> None:
+    clip = open_extractor("shapes:pickscore")
+    pictures = clip.pictures([Image.new("RGB", (20, 30), colour) for colour in ((200, 30, 30), (30, 30, 200))])
+    words = clip.captions(["a red circle", "a blue circle", "a red circle"])
+    assert pictures.shape == (2, clip.width) and words.shape == (3, clip.caption_width)
+    for rows in (pictures, words):
+        assert torch.allclose(rows.norm(dim=1), torch.ones(len(rows)), atol=1e-5)
+        assert not torch.allclose(rows[0], rows[1], atol=1e-3)
+    assert torch.allclose(words[0], words[2]) and clip.fingerprint == open_extractor("shapes:pickscore").fingerprint
