@@ -65,11 +65,16 @@ class FrozenCopy:
 
 
 def reference_kind(config: ModelConfig) -> str:
-    """``adapter_off``, ``frozen_copy`` or ``user_off`` (whoever adds the user adapter lends it), ``auto`` resolved.
+    """``adapter_off``, ``frozen_copy``, ``user_off`` (whoever adds the user adapter lends it) or ``none``.
+
+    ``auto`` is resolved. A precomputed reference is measured with the adapters off, or before full training, which
+    keeps no copy.
 
     Raises:
         UserError: adapter_off without adapters.
     """
+    if config.reference == "precomputed":
+        return "adapter_off" if config.train == "lora" else "none"
     if config.reference == "auto":
         return {"lora": "adapter_off", "full": "frozen_copy"}.get(config.train, "user_off")
     if config.reference == "adapter_off" and config.train == "full":

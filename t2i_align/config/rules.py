@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from t2i_align.config import user_rules
+from t2i_align.config import reference_rules, user_rules
 from t2i_align.config.fields import keys
 from t2i_align.config.objective_rules import objective_problems
 from t2i_align.config.problems import Problem, in_words, report
@@ -151,6 +151,7 @@ RULES: tuple[Rule, ...] = (
     _kohya_knows_no_dora,
     _one_kind_of_pairs,
     *user_rules.RULES,
+    reference_rules.problems,
     _cache_is_fixed,
     _resolution_fits,
     _warmup_fits,
@@ -173,6 +174,7 @@ def unread(config: RunConfig) -> dict[str, tuple[str, str]]:
             *_unread_training(config),
             *_unread_validation(config),
             *_unread_rollout(config),
+            *reference_rules.unread(config),
             *user_rules.unread(config),
         ]
     )

@@ -55,9 +55,16 @@ class ModelConfig(Section):
         description="train LoRA adapters, the whole UNet, or the user adapter of the personal section",
     )
     lora: LoraConfig = Field(default_factory=LoraConfig)
-    reference: Literal["auto", "adapter_off", "frozen_copy"] = Field(
+    reference: Literal["auto", "adapter_off", "frozen_copy", "precomputed"] = Field(
         "auto",
-        description="reference policy; auto: the base under disabled adapters, a frozen copy for full training",
+        description="reference policy; auto: the base under disabled adapters, a frozen copy for full training; "
+        "precomputed: its errors are measured before the first step and kept for later runs",
+    )
+    reference_draws: PositiveInt = Field(
+        4, description="timesteps and noises per item of a precomputed reference; later passes go through them again"
+    )
+    reference_dir: str | None = Field(
+        None, description="where precomputed reference errors are kept; null: beside data.cache_dir"
     )
     attention: Literal["auto", "xformers", "sdpa"] = Field("auto", description="attention kernels")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")

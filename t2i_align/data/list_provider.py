@@ -44,6 +44,7 @@ class ListProvider(PairProvider):
         device: torch.device | str,
         rank: int = 0,
         world_size: int = 1,
+        distinct_passes: int | None = None,
     ) -> None:
         super().__init__(
             config,
@@ -53,6 +54,7 @@ class ListProvider(PairProvider):
             device=device,
             rank=rank,
             world_size=world_size,
+            distinct_passes=distinct_passes,
         )
         data = config.data
         self._lists = open_lists(self.source, layout, data.list_size, data.shuffle_labels, config.seed)
@@ -94,6 +96,9 @@ class ListProvider(PairProvider):
             scores=torch.tensor([one.scores for one in lists], dtype=torch.float32, device=self._device),
             weights=self._column([one.weight for one in lists]),
         )
+
+    def _item_id(self, index: int) -> str:
+        return self._lists.items[index].list_id
 
     def _list(self, index: int, epoch: int) -> PictureList:
         return self._lists.items[index].subset(self._lists.size, self._seed, epoch)

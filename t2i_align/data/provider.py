@@ -47,6 +47,8 @@ class PairProvider:
         rank, world_size: this process among all.
         needs: what the objective reads from the data, `Objective.data_needs`.
         margin: the reward it reads where the data hold several.
+        distinct_passes: after so many passes over the data each item's draws (timestep, noise, flip, crop, dropped
+            prompt) begin again with those of the first; only the order is new. None: they are new in every pass.
 
     Raises:
         UserError: the data or the cache cannot be used, lack what is needed, or the resolution does not fit the model.
@@ -64,6 +66,7 @@ class PairProvider:
         world_size: int = 1,
         needs: Collection[str] = (),
         margin: str | None = None,
+        distinct_passes: int | None = None,
     ) -> None:
         self._data, self._seed, self._backbone = config.data, config.seed, backbone
         self._batch_size, self._accumulation = batch_size, accumulation
@@ -72,7 +75,7 @@ class PairProvider:
         self._transform = PairTransform.of(config.data, config.seed)
         self._training, self._heldout = open_readers(config, backbone)
         self._needs, self._derived = frozenset(needs), derive(self._training.source, needs, margin)
-        self._empty = backbone.empty_prompt(1)
+        self._empty, self._distinct_passes = backbone.empty_prompt(1), distinct_passes
         self._pictures: Prefetcher[tuple[int, int], list[tuple[Side, Side]]] = Prefetcher(
             self._load, self._following, config.data.dataloader_num_workers
         )
@@ -148,8 +151,16 @@ class PairProvider:
         """Stop the decoding threads."""
         self._pictures.close()
 
+    def addresses(self, step: int, micro_step: int) -> tuple[list[str], list[int]]:
+        """Ids and epochs of the batch of this step, without reading a picture."""
+        indices, epochs = self._work(step, micro_step)
+        return [self._item_id(index) for index in indices], epochs
+
+    def _item_id(self, index: int) -> str:
+        return self.source.describe(index).pair_id
+
     def _work(self, step: int, micro_step: int) -> Work:
-        return step_indices(
+        indices, epochs = step_indices(
             step,
             micro_step,
             self._rank,
@@ -159,6 +170,8 @@ class PairProvider:
             self.num_pairs,
             self._seed,
         )
+        passes = self._distinct_passes
+        return indices, epochs if passes is None else [epoch % passes for epoch in epochs]
 
     def _following(self, key: tuple[int, int]) -> tuple[int, int]:
         step, micro_step = key

@@ -60,6 +60,7 @@ def offline_provider(
         "device": accelerator.device,
         "rank": accelerator.process_index,
         "world_size": accelerator.num_processes,
+        "distinct_passes": config.model.reference_draws if config.model.reference == "precomputed" else None,
     }
     if objective.layout in LIST_LAYOUTS:
         return ListProvider(config, backbone, cast(Layout, objective.layout), **options)

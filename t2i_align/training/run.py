@@ -39,6 +39,7 @@ from t2i_align.training.optimisers import (
     effective_batch,
 )
 from t2i_align.training.progress import Progress
+from t2i_align.training.reference_errors import precompute_reference
 from t2i_align.training.step import PairStep
 from t2i_align.training.validation import HeldoutProbe, compose_grid, draw_samples
 
@@ -188,6 +189,9 @@ class _Run:
         """Run folder, held-out reference (still the base model), then the checkpoint."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self._prepare_probe()
+        if self.config.model.reference == "precomputed":
+            parts = (self.backbone, self.objective, self.provider, self.step, self.accelerator)
+            self.progress.note(precompute_reference(self.config, *parts))
         if resume is not None:
             self._restore(resume)
         if self.accelerator.is_main_process:
@@ -228,7 +232,7 @@ class _Run:
         return {
             "seed": self.config.seed,
             "model": self.config.model.model_dump(
-                mode="json", exclude={"attention", "gradient_checkpointing", "compile"}
+                mode="json", exclude={"attention", "gradient_checkpointing", "compile", "reference_dir"}
             ),
             "objective": self.objective.config,
             "pairs": self.provider.fingerprint,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -56,6 +58,9 @@ class PairStep:
         seed: of the run.
         max_steps: optimiser steps, for schedules over training.
         accelerator: device and gathering over processes.
+
+    Attributes:
+        reference_errors: gives r ``[G * N]`` of a batch where it was measured before; None: measure it.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class PairStep:
         self._layout = LAYOUTS[objective.layout]
         self._snr = snr_table(backbone.alphas_cumprod).to(accelerator.device)
         self._followers = Followers(backbone, objective, accelerator)
+        self.reference_errors: Callable[[PairBatch | ListBatch], Tensor] | None = None
         objective.check_model(backbone.num_train_timesteps, self._snr, backbone.prediction_type)
 
     def loss(self, batch: PairBatch | ListBatch, draws: Draws, step: int) -> tuple[ObjectiveOutput, Tensor]:
@@ -79,9 +85,7 @@ class PairStep:
         )
         reference = None
         if self._objective.needs_reference:
-            moving = self._followers.reference
-            chosen = self._backbone.reference() if moving is None else self._backbone.inference(moving)
-            reference = self._reference_errors(inputs, chosen)
+            reference = self._reference(batch, inputs)
         output = self._objective(self._pair_errors(items, inputs, policy, reference, step))
         if divergence is not None:
             output.metrics["reference_divergence"] = divergence
@@ -96,6 +100,10 @@ class PairStep:
         inputs = self._inputs(as_pairs(batch), draws, SharedNoise() if latents.asks_policy else latents)
         errors = self._errors(inputs)
         return errors[: len(batch)], errors[len(batch) :]
+
+    def errors_under(self, batch: PairBatch | ListBatch, draws: Draws, network: AbstractContextManager[Any]) -> Tensor:
+        """Errors ``[G * N]`` of a batch as training would measure them, of the network lent inside `network`."""
+        return self._reference_errors(self._inputs(self._layout(batch), draws, self._objective.latents), network)
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs beyond weights and data."""
@@ -128,7 +136,14 @@ class PairStep:
             **items.columns,
         )
 
-    def _reference_errors(self, inputs: NetworkInputs, network: AbstractContextManager[None]) -> Tensor:
+    def _reference(self, batch: PairBatch | ListBatch, inputs: NetworkInputs) -> Tensor:
+        if self.reference_errors is not None:
+            return self.reference_errors(batch)
+        moving = self._followers.reference
+        chosen = self._backbone.reference() if moving is None else self._backbone.inference(moving)
+        return self._reference_errors(inputs, chosen)
+
+    def _reference_errors(self, inputs: NetworkInputs, network: AbstractContextManager[Any]) -> Tensor:
         with torch.no_grad(), network:
             return self._errors(inputs)
 
