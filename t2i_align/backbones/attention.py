@@ -5,15 +5,41 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from typing import Literal
+import warnings
+from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 from t2i_align.errors import UserError
 
-Request = Literal["auto", "xformers", "sdpa"]
+Request = Literal["auto", "xformers", "sdpa", "sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math"]
+KERNELS = {
+    "sdpa_flash": SDPBackend.FLASH_ATTENTION,
+    "sdpa_efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION,
+    "sdpa_math": SDPBackend.MATH,
+}
+
+
+class PinnedAttention(AttnProcessor2_0):
+    """PyTorch's attention by one kernel and no other; also in a recomputed forward pass.
+
+    Args:
+        kernel: the only one allowed; without one for its inputs a call is an error.
+    """
+
+    def __init__(self, kernel: SDPBackend) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """See `AttnProcessor2_0`."""
+        with sdpa_kernel(self.kernel):
+            return super().__call__(*args, **kwargs)
 
 
 def apply_attention(
@@ -24,9 +50,13 @@ def apply_attention(
     PyTorch's scaled_dot_product_attention (sdpa) is what diffusers uses by itself. ``auto`` measures nothing: it takes
     xformers where its kernels run in half precision on CUDA and nothing is compiled, and sdpa otherwise.
 
+    ``sdpa`` leaves the kernel to PyTorch, call by call; ``sdpa_flash`` and the like allow one kernel only.
+
     Raises:
-        UserError: xformers was asked for and cannot run here.
+        UserError: xformers or a kernel was asked for and cannot run here.
     """
+    if request in KERNELS:
+        return _pin(unet, request, device, dtype)
     obstacle = xformers_obstacle(unet, device, dtype) if request != "sdpa" else None
     if request == "xformers":
         if obstacle is not None:
@@ -47,6 +77,31 @@ def apply_attention(
         return f"PyTorch sdpa, chosen by auto because {obstacle}"
     unet.enable_xformers_memory_efficient_attention()
     return f"xformers, chosen by auto because its kernels run here in {_short(dtype)}"
+
+
+def _pin(unet: UNet2DConditionModel, request: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Allow one kernel of PyTorch's attention, once it has shown that it serves this network here."""
+    obstacle = kernel_obstacle(unet, request, device, dtype)
+    if obstacle is not None:
+        raise UserError(
+            f"model.attention: {request} cannot run here.", obstacle, "set model.attention: sdpa, which picks by itself"
+        )
+    unet.set_attn_processor(PinnedAttention(KERNELS[request]))
+    return f"PyTorch {request}, as configured"
+
+
+def kernel_obstacle(unet: UNet2DConditionModel, request: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a kernel of PyTorch's attention cannot serve this network on this device in this dtype, or None if it can."""
+    for width in head_widths(unet):
+        query = torch.zeros(1, 1, 16, width, device=device, dtype=dtype, requires_grad=True)
+        try:
+            with warnings.catch_warnings(), sdpa_kernel(KERNELS[request]):
+                warnings.simplefilter("ignore")  # one for every kernel that does not fit; the error says enough
+                scaled_dot_product_attention(query, query, query).sum().backward()
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            return f"heads of {width} channels in {_short(dtype)} on {device.type}: {reason}"
+    return None
 
 
 def xformers_obstacle(unet: UNet2DConditionModel, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -17,6 +17,7 @@ from t2i_align.backbones.codec import LatentCodec
 from t2i_align.backbones.embeddings import PromptEmbeddings
 from t2i_align.backbones.features import FrozenEncoder
 from t2i_align.backbones.fingerprints import Fingerprint, base_weights
+from t2i_align.backbones.frozen import keep_no_inputs
 from t2i_align.backbones.modes import evaluating, train_mode
 from t2i_align.backbones.precision import autocast_inside, frozen_copy
 from t2i_align.backbones.reference import AdapterOff, FrozenCopy, Reference, reference_kind
@@ -235,9 +236,10 @@ class Backbone(ABC):
             train_everything(self.unet)
         else:  # a user adapter is put into the frozen denoiser when the users are known, and brings its reference
             self.unet.requires_grad_(False)
+        keep_no_inputs(self.unet)
         if needs_reference and kind == "adapter_off":
             self._reference = AdapterOff(self.unet)
-        if config.gradient_checkpointing:
+        if config.gradient_checkpointing is True:  # auto is settled when the batch is known
             self.unet.enable_gradient_checkpointing()
         if config.compile:
             compile_blocks(self.unet, self.device)
@@ -247,6 +249,11 @@ class Backbone(ABC):
     def has_reference(self) -> bool:
         """Whether `reference()` is there."""
         return self._reference is not None
+
+    @property
+    def frozen_copy(self) -> nn.Module | None:
+        """The second network that plays the reference, where there is one."""
+        return self._reference.clone if isinstance(self._reference, FrozenCopy) else None
 
     def use_reference(self, reference: Reference) -> None:
         """Let another network play the reference from now on."""

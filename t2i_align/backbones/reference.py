@@ -56,12 +56,12 @@ class FrozenCopy:
     """A second network with the weights of the base; see ``precision.frozen_copy``."""
 
     def __init__(self, clone: nn.Module) -> None:
-        self._clone = clone
+        self.clone = clone
 
     @contextmanager
     def network(self) -> Iterator[nn.Module]:
         """The copy."""
-        yield self._clone
+        yield self.clone
 
 
 def reference_kind(config: ModelConfig) -> str:

@@ -184,6 +184,9 @@ Unread = Iterator[tuple[str, tuple[str, str]]]
 
 
 def _unread_model(config: RunConfig) -> Unread:
+    if config.model.gradient_checkpointing != "auto":
+        fix = f"{REMOVE}, or set model.gradient_checkpointing: auto"
+        yield "model.memory_limit_gb", ("the limit is for an automatic choice", fix)
     if config.model.train == "full":
         why = "is not read when the whole UNet is trained"
         yield "model.lora", (why, f"{REMOVE}, or use model.train: lora")

@@ -66,8 +66,16 @@ class ModelConfig(Section):
     reference_dir: str | None = Field(
         None, description="where precomputed reference errors are kept; null: beside data.cache_dir"
     )
-    attention: Literal["auto", "xformers", "sdpa"] = Field("auto", description="attention kernels")
-    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    attention: Literal["auto", "xformers", "sdpa", "sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math"] = Field(
+        "auto", description="attention kernels; auto: xformers where it runs in half precision, else sdpa"
+    )
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        False,
+        description="recompute activations in the backward pass; auto: only in as many blocks as the memory estimate asks",
+    )
+    memory_limit_gb: float | None = Field(
+        None, gt=0.0, description="what gradient_checkpointing: auto may use, in 1e9 bytes; null: what the device has free"
+    )
     compile: bool = Field(False, description="torch.compile the repeated UNet blocks")
 
 

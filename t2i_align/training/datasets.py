@@ -60,8 +60,14 @@ def offline_provider(
         "device": accelerator.device,
         "rank": accelerator.process_index,
         "world_size": accelerator.num_processes,
-        "distinct_passes": config.model.reference_draws if config.model.reference == "precomputed" else None,
+        "distinct_passes": _distinct_passes(config, objective),
     }
     if objective.layout in LIST_LAYOUTS:
         return ListProvider(config, backbone, cast(Layout, objective.layout), **options)
     return PairProvider(config, backbone, needs=objective.data_needs, margin=objective.margin, **options)
+
+
+def _distinct_passes(config: RunConfig, objective: Objective) -> int | None:
+    """How many passes over the data have draws of their own: as many as a precomputed reference holds."""
+    precomputed = config.model.reference == "precomputed" and objective.needs_reference
+    return config.model.reference_draws if precomputed else None

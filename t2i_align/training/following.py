@@ -79,6 +79,11 @@ class Followers:
         return divergence
 
     @property
+    def guards(self) -> bool:
+        """Whether the policy's errors decide which reference a step compares with."""
+        return self._guard is not None
+
+    @property
     def reference(self) -> str | None:
         """Snapshot that plays the reference; None while that is the initial model."""
         moves = self._guard is not None or self._moving is not None

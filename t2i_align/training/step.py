@@ -76,16 +76,16 @@ class PairStep:
 
     def loss(self, batch: PairBatch | ListBatch, draws: Draws, step: int) -> tuple[ObjectiveOutput, Tensor]:
         """Per-item loss with its graph, and each item's timestep as a share of the schedule ``[N]``."""
-        items = self._layout(batch)
+        items, needs_reference = self._layout(batch), self._objective.needs_reference
         self._followers.before_step(step)
         inputs = self._inputs(items, draws, self._objective.latents)
+        # A reference that the policy's errors may move comes after them; else first, while no graph is held.
+        early = None if self._followers.guards or not needs_reference else self._reference(batch, inputs)
         policy = self._errors(inputs)
         divergence = self._followers.after_policy(
             step, policy[: len(items)], lambda: self._reference_errors(inputs, self._backbone.reference())[: len(items)]
         )
-        reference = None
-        if self._objective.needs_reference:
-            reference = self._reference(batch, inputs)
+        reference = self._reference(batch, inputs) if self._followers.guards else early
         output = self._objective(self._pair_errors(items, inputs, policy, reference, step))
         if divergence is not None:
             output.metrics["reference_divergence"] = divergence

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 
 from t2i_align.backbones import attention
 from t2i_align.backbones.attention import apply_attention, compile_blocks, head_widths
@@ -106,3 +107,30 @@ def test_compiling_on_a_cpu_needs_a_compiler(unet: UNet2DConditionModel, monkeyp
     monkeypatch.setattr(attention.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="C\\+\\+ compiler"):
         compile_blocks(unet, CPU)
+
+
+@pytest.mark.parametrize("request_", ["sdpa_efficient", "sdpa_cudnn"])
+def test_a_kernel_that_cannot_run_is_refused(unet: UNet2DConditionModel, request_: attention.Request) -> None:
+    with pytest.raises(UserError, match=f"{request_} cannot run here") as caught:
+        apply_attention(unet, request_, CPU, torch.float32, compiled=False)
+    assert "in float32 on cpu" in caught.value.found
+
+
+def test_kernels_agree(tiny_sdxl: Path) -> None:
+    """Prediction and gradient of every kernel that runs on a CPU, against attention written out."""
+    results = {}
+    for request_ in ("sdpa", "sdpa_flash", "sdpa_math", None):
+        backbone = load(tiny_sdxl, attention=request_ or "sdpa")
+        if request_ is None:
+            backbone.unet.set_attn_processor(AttnProcessor())
+        else:
+            assert backbone.attention_choice == f"PyTorch {request_}, as configured"
+        noisy, timesteps, prompt, time_ids = inputs(backbone)
+        noisy.requires_grad_()
+        prediction = backbone.predict(noisy, timesteps, prompt, time_ids)
+        prediction.square().sum().backward()
+        results[request_] = prediction.detach(), noisy.grad
+    for found in results.values():
+        for ours, written_out in zip(found, results[None], strict=True):
+            torch.testing.assert_close(ours, written_out, rtol=1e-4, atol=1e-5)
+    assert torch.equal(results["sdpa"][0], results["sdpa_flash"][0])  # what PyTorch picks on a CPU

@@ -112,7 +112,7 @@ def test_errors_of_another_reference_are_refused(tmp_path):
     [
         ({"objective": {"preset": "dpo", "reference": "moving"}}, "precomputed with moving"),
         ({"objective": {"preset": "inpo"}}, "precomputed with ddim_inversion"),
-        ({"online": {}}, "precomputed with a section online"),
+        ({"online": {"method": "online_dpo", "scorer": "shapes:oracle"}}, "precomputed with a section online"),
         ({"model": {"reference": "precomputed", "reference_dir": None}}, "null, and no data.cache_dir"),
     ],
 )
