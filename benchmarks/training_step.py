@@ -6,7 +6,8 @@
 
 Every contestant is a process of its own, started by its own command line on the same model folder and the same pairs.
 They take turns: one optimiser step each, nobody else running, over and over; so a machine that slows down slows all of
-them. Medians over the turns count. Peak memory is that of the process (on a GPU, what was allocated there).
+them. Medians over the turns count. Memory is the most that tensors held at once, weights and optimiser included, in
+one more step; that of the process, libraries included; and what was allocated on a GPU.
 
 The floor is the step's own calls of the UNet, repeated in the same process on the same inputs, with a backward pass
 where the step made one: what is left when everything but the network is free. CPU seconds tell more than wall seconds
@@ -51,6 +52,7 @@ class Contestant:
     command: list[str]
     steps: list[dict[str, float]] = field(default_factory=list)
     floors: list[dict[str, float]] = field(default_factory=list)
+    tensors: float = 0.0
 
     def start(self, log: Path) -> None:
         """Launch, and wait for the first step."""
@@ -77,6 +79,10 @@ class Contestant:
         """Its bare network passes."""
         self.floors.append(self._ask("f"))
 
+    def count(self) -> None:
+        """One more step, to count its tensors."""
+        self.tensors = self._ask("m")["tensors"]
+
     def stop(self) -> None:
         """Leave without finishing the run."""
         os.write(self._tell, b"q")
@@ -96,7 +102,7 @@ class Contestant:
         """What the table shows."""
         wall, cpu = (statistics.median(step[clock] for step in self.steps) for clock in ("wall", "cpu"))
         row = {"run": self.name, "pairs/s": batch / wall, "s/step": wall, "cpu s/step": cpu}
-        row |= {"peak MB": self.steps[-1]["rss"], "GPU MB": self.steps[-1]["gpu"]}
+        row |= {"tensors MB": self.tensors, "process MB": self.steps[-1]["rss"], "GPU MB": self.steps[-1]["gpu"]}
         row["UNet calls"] = int(self.floors[-1]["calls"]) if self.floors else None
         for clock, seconds in (("wall", wall), ("cpu", cpu)):
             floor = statistics.median(one[clock] for one in self.floors) if self.floors else None
@@ -104,7 +110,8 @@ class Contestant:
         if base is not None:
             ratios = {clock: _ratio(self, base, clock) for clock in ("wall", "cpu")}
             row |= {f"speed-up ({clock})": ratio for clock, ratio in ratios.items()}
-            row["memory ratio"] = row["peak MB"] / base.steps[-1]["rss"]
+            row["tensors ratio"] = self.tensors / base.tensors
+            row["process ratio"] = row["process MB"] / base.steps[-1]["rss"]
         return row
 
 
@@ -130,6 +137,7 @@ def contest(contestants: list[Contestant], folder: Path, warm_up: int, rounds: i
                 else:
                     contestant.floor()
     for contestant in contestants:
+        contestant.count()
         contestant.stop()
 
 

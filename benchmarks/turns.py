@@ -3,9 +3,9 @@
     python benchmarks/turns.py SCRIPT ARGUMENTS...
 
 Nothing of the script is changed or known. A hook after every optimiser step reports the step on one pipe and waits for
-the next letter on another: s, make a step; f, replay the step's bare UNet passes; q, leave. The replay repeats the
-calls of the last step on the very same inputs, with a backward pass where the script made one, and adapters off where
-they were: nothing but the network, in the script's own process.
+the next letter on another: s, make a step; m, make one and count the tensors it holds; f, replay the step's bare UNet
+passes; q, leave. The replay repeats the calls of the last step on the very same inputs, with a backward pass where the
+script made one, and adapters off where they were: nothing but the network, in the script's own process.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from t2i_align.training.meter import Meter
 
 LISTEN, SPEAK = "TURNS_LISTEN", "TURNS_SPEAK"  # file descriptors
 
@@ -49,19 +51,39 @@ class Turns:
         self._watched: dict[torch.nn.Module, list[Any]] = {}  # denoiser -> its adapted layers
         self._replaying = False
         self._wall = self._cpu = 0.0
+        self._meter: Meter | None = None
+        self._held_before = 0
 
     def after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         """Report the step, then do what is asked until another step is."""
         _synchronise()
-        self._say(wall=time.perf_counter() - self._wall, cpu=time.process_time() - self._cpu, **_memory())
+        report = {"wall": time.perf_counter() - self._wall, "cpu": time.process_time() - self._cpu, **_memory()}
+        if self._meter is not None:
+            self._meter.__exit__(None, None, None)
+            report["tensors"] = (self._held_before + self._meter.peak) / 1e6
+            self._meter = None
+        self._say(**report)
         if not self._watched:
             self._watch()
-        while (letter := os.read(self._listen, 1).decode()) != "s":
+        while (letter := os.read(self._listen, 1).decode()) not in ("s", "m"):
             if letter != "f":
                 os._exit(0)
             self._floor(optimizer)
         self._calls.clear()
+        if letter == "m":
+            self._count()
         self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def _count(self) -> None:
+        """Count the bytes of all tensors there are, and from now on of those that are made."""
+        held = {}
+        for thing in gc.get_objects():
+            if isinstance(thing, torch.Tensor) and thing.device.type != "meta":
+                storage = thing.untyped_storage()
+                held[storage._cdata] = (storage.nbytes(), thing)
+        self._held_before = sum(size for size, _ in held.values())
+        self._meter = Meter(thing for _, thing in held.values())
+        self._meter.__enter__()
 
     def _floor(self, optimizer: torch.optim.Optimizer) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from t2i_align.transfer import send
+
 
 @dataclass
 class PromptEmbeddings:
@@ -26,7 +28,7 @@ class PromptEmbeddings:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PromptEmbeddings:
         """The same prompts on another device or in another dtype."""
-        return self._map(lambda tensor: tensor.to(device=device, dtype=dtype))
+        return self._map(lambda tensor: send(tensor, tensor.device if device is None else device, dtype))
 
     def cat(self, *others: PromptEmbeddings) -> PromptEmbeddings:
         """These prompts followed by those of `others`; all must have (or all lack) a pooled state."""

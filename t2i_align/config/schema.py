@@ -71,10 +71,12 @@ class ModelConfig(Section):
     )
     gradient_checkpointing: bool | Literal["auto"] = Field(
         False,
-        description="recompute activations in the backward pass; auto: only in as many blocks as the memory estimate asks",
+        description="recompute activations in the backward pass; auto: in as few blocks as the memory estimate allows",
     )
     memory_limit_gb: float | None = Field(
-        None, gt=0.0, description="what gradient_checkpointing: auto may use, in 1e9 bytes; null: what the device has free"
+        None,
+        gt=0.0,
+        description="what gradient_checkpointing: auto may use; null: what the device has free",
     )
     compile: bool = Field(False, description="torch.compile the repeated UNet blocks")
 

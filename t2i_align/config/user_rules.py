@@ -27,6 +27,9 @@ def users_and_adapter(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             "personal", "pairs that the policy makes itself have no users", "personal with rollout or online", REMOVE
         )
+    if has_section and config.model.gradient_checkpointing == "auto":
+        why = "memory is not estimated for a user adapter, so nothing could be chosen by it"
+        yield Problem("model.gradient_checkpointing", why, "auto", "set true or false")
     if trains_users and config.model.compile:
         why = "compiled blocks are not supported with a user adapter"
         yield Problem("model.compile", why, "true", "set it to false")

@@ -12,6 +12,7 @@ from t2i_align.data.batch import ListBatch
 from t2i_align.data.lists import Layout, PictureList, open_lists
 from t2i_align.data.provider import PairProvider
 from t2i_align.data.reading import Side
+from t2i_align.transfer import send
 
 if TYPE_CHECKING:
     from t2i_align.backbones import Backbone
@@ -64,6 +65,11 @@ class ListProvider(PairProvider):
     items = "lists"
 
     @property
+    def list_size(self) -> int:
+        """Pictures in every list."""
+        return self._lists.size
+
+    @property
     def num_pairs(self) -> int:
         """Number of lists: what a pass over the data counts here."""
         return len(self._lists.items)
@@ -80,7 +86,7 @@ class ListProvider(PairProvider):
         lists = [self._list(index, epoch) for index, epoch in zip(indices, epochs, strict=True)]
         records = [[self.source.describe(pair) for pair, _ in one.pictures] for one in lists]
         sides = [row[picture] for picture in range(self._lists.size) for row in pictures]
-        data = torch.stack([side.data for side in sides]).to(self._device, non_blocking=True)
+        data = send(torch.stack([side.data for side in sides]), self._device)
         dropped = self._dropped([one.list_id for one in lists], epochs)
         captions = [
             _caption(records[item][picture], lists[item].pictures[picture][1])
@@ -93,7 +99,7 @@ class ListProvider(PairProvider):
             latents=self._training.latents(data).to(self._device),
             prompt=self._prompt(self._training, captions, dropped * self._lists.size),
             time_ids=self._time_ids(sides),
-            scores=torch.tensor([one.scores for one in lists], dtype=torch.float32, device=self._device),
+            scores=send(torch.tensor([one.scores for one in lists], dtype=torch.float32), self._device),
             weights=self._column([one.weight for one in lists]),
         )
 

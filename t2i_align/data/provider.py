@@ -22,6 +22,7 @@ from t2i_align.data.sampler import permutation, step_indices
 from t2i_align.data.sources import has_heldout, open_source
 from t2i_align.data.transform import Geometry, PairTransform, check_resolution
 from t2i_align.randomness import addressed_uniform
+from t2i_align.transfer import send
 
 if TYPE_CHECKING:
     from t2i_align.backbones import Backbone
@@ -194,7 +195,7 @@ class PairProvider:
         records = [record for record, _ in oriented]
         winners = [sides[0] for _, sides in oriented]
         losers = [sides[1] for _, sides in oriented]
-        data = torch.stack([side.data for side in winners + losers]).to(self._device, non_blocking=True)
+        data = send(torch.stack([side.data for side in winners + losers]), self._device)
         winner, loser = reader.latents(data).to(self._device).chunk(2)
         ids = [record.pair_id for record in records]
         dropped = self._dropped(ids, epochs) if training else [False] * len(ids)
@@ -226,13 +227,12 @@ class PairProvider:
             name: self._column(values[indices].tolist()) for name, values in derived.items() if values is not None
         }
         if "scores" in self._needs:
-            columns["scores"] = torch.tensor(
-                [record.scores for record in records], dtype=torch.float32, device=self._device
-            )
+            scores = torch.tensor([record.scores for record in records], dtype=torch.float32)
+            columns["scores"] = send(scores, self._device)
         return columns
 
     def _column(self, values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self._device)
+        return send(torch.tensor(values, dtype=torch.float32), self._device)
 
     def _dropped(self, ids: list[str], epochs: list[int]) -> list[bool]:
         """One draw per item and epoch, so that all its pictures always share their prompt's fate."""
@@ -244,8 +244,10 @@ class PairProvider:
 
     def _prompt(self, reader: Reader, captions: list[str], dropped: list[bool]) -> PromptEmbeddings:
         prompt = reader.prompts(captions).to(self._device)
-        keep = ~torch.tensor(dropped, device=self._device)
-        return prompt if keep.all() else prompt.where(keep, self._empty.to(self._device, prompt.hidden.dtype))
+        if not any(dropped):
+            return prompt
+        keep = send(~torch.tensor(dropped), self._device)
+        return prompt.where(keep, self._empty.to(self._device, prompt.hidden.dtype))
 
     def _time_ids(self, sides: list[Side]) -> Tensor | None:
         target = (self._data.resolution, self._data.resolution)
@@ -254,7 +256,7 @@ class PairProvider:
             [side.crop_top_left for side in sides],
             [target] * len(sides),
         )
-        return None if ids is None else ids.to(self._device)
+        return None if ids is None else send(ids, self._device)
 
 
 def orient(record: PairRecord, sides: tuple[Side, Side], seed: int) -> tuple[PairRecord, tuple[Side, Side]]:

@@ -11,6 +11,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
@@ -21,11 +22,13 @@ from torch.func import functional_call
 from t2i_align.backbones import Backbone
 from t2i_align.config.schema import RunConfig
 from t2i_align.errors import UserError
+from t2i_align.objectives import Objective
 from t2i_align.training.meter import Meter
 
 ALLOWANCE = 1.1  # what is planned for beyond the tensors themselves
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_8bit": 2.0, "adafactor": 0.05}  # state per trained parameter
 GB = 1e9
+Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,9 @@ def estimate(config: RunConfig, backbone: Backbone, rows: int) -> Estimate:
 
 
 def plan_memory(config: RunConfig, backbone: Backbone, rows: int) -> str:
-    """Estimate, and where ``model.gradient_checkpointing`` is ``auto`` choose the blocks to recompute.
+    """Estimate the memory of training passes, and choose the blocks to recompute.
+
+    They are chosen where ``model.gradient_checkpointing`` is ``auto``. Sampling is not part of the estimate.
 
     Returns:
         One sentence for the log.
@@ -85,6 +90,12 @@ def plan_memory(config: RunConfig, backbone: Backbone, rows: int) -> str:
     limit = memory_limit(config, backbone.device)
     expected, chosen = _choose(config, backbone, rows, limit, expected, blocks)
     return f"memory of a step: {expected}, estimated, of {_gb(limit)}; recomputes {chosen} of {len(blocks)} blocks"
+
+
+def rows_of(config: RunConfig, objective: Objective, provider: Any) -> int:
+    """Pictures that go through the denoiser at once."""
+    per_item = {"single": 1, "pair": 2, "labelled": 2}.get(objective.layout)
+    return config.training.train_batch_size * (per_item or provider.list_size)
 
 
 def memory_limit(config: RunConfig, device: torch.device) -> float:
@@ -168,16 +179,36 @@ def _rehearse(backbone: Backbone, resolution: int, rows: int) -> tuple[Meter, li
         condition["added_cond_kwargs"] = {name: mode.from_tensor(tensor) for name, tensor in added.items()}
     meter = Meter([*given.values(), *inputs])
     with _plain_kernels(unet), _watched(unet, meter) as blocks, mode, meter:
-        output = functional_call(unet, given, tuple(inputs), condition)[0]
-        output.float().square().mean().backward()
+        forward_and_backward(unet, given, inputs, condition)
     return meter, list(blocks.values())
+
+
+def forward_and_backward(unet: nn.Module, given: Tensors, inputs: list[Tensor], condition: dict[str, Any]) -> None:
+    """One pass with its backward, with the tensors `given` in the place of the network's own, by name.
+
+    Backward is inside the exchange: what is recomputed there must find the same tensors.
+    """
+    exchanged = {f"unet.{name}": tensor for name, tensor in given.items()}
+    functional_call(_Pass(unet), exchanged, (inputs, condition))
+
+
+class _Pass(nn.Module):
+    """A forward and backward pass as one call."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, inputs: list[Tensor], condition: dict[str, Any]) -> None:
+        self.unet(*inputs, **condition)[0].float().square().mean().backward()
 
 
 @contextmanager
 def _plain_kernels(unet: nn.Module) -> Iterator[None]:
     """Without compilation, and with PyTorch's own attention: it keeps as much as xformers and knows fake tensors."""
     processors = unet.attn_processors
-    unet.set_attn_processor(AttnProcessor2_0())
+    plain = {name: AttnProcessor2_0() if "XFormers" in type(p).__name__ else p for name, p in processors.items()}
+    unet.set_attn_processor(dict(plain))
     try:
         with torch.compiler.set_stance("force_eager"):
             yield

@@ -1,4 +1,4 @@
-"""Counts what a piece of torch code holds in memory and computes, operation by operation, also where nothing is computed."""
+"""Counts what a piece of torch code holds in memory and computes, operation by operation, also on fake tensors."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from t2i_align.data.provider import PairProvider
 from t2i_align.objectives import Objective
 from t2i_align.training.reference_store import ReferenceStore
 from t2i_align.training.step import Draws, PairStep
+from t2i_align.transfer import send
 
 FLUSH_BATCHES = 64  # a killed measurement repeats at most these
 
@@ -107,7 +108,7 @@ def _measure(
 def _look_up(store: ReferenceStore, batch: Any) -> Tensor:
     """``[P * B]`` picture-major, as the network would give them."""
     errors = store.find(batch.ids, batch.epochs).T.reshape(-1)
-    return errors.to(batch.weights.device, non_blocking=True)
+    return send(errors, batch.weights.device)
 
 
 def _initial_model(backbone: Backbone) -> AbstractContextManager[Any]:

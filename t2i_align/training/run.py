@@ -31,6 +31,7 @@ from t2i_align.training.datasets import check_source, offline_provider
 from t2i_align.training.ema import Ema
 from t2i_align.training.environment import write_environment
 from t2i_align.training.loop import Hooks, Loop
+from t2i_align.training.memory import measured_bytes, plan_memory, rows_of
 from t2i_align.training.metrics import DisplacementWatch, MetricsWriter, read_metrics
 from t2i_align.training.optimisers import (
     absolute_learning_rate,
@@ -94,6 +95,8 @@ def train(config: RunConfig) -> TrainResult:
     run.prepare(resume)
     try:
         run.loop.run()
+        where = "on the GPU" if accelerator.device.type == "cuda" else "by the process, libraries included"
+        run.progress.note(f"memory: at most {measured_bytes(accelerator.device) / 1e9:.2f} GB {where}")
     finally:
         run.close()
     export_dir = run.export()
@@ -189,6 +192,9 @@ class _Run:
         """Run folder, held-out reference (still the base model), then the checkpoint."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self._prepare_probe()
+        if self.config.personal is None:  # a user adapter's passes need users
+            rows = rows_of(self.config, self.objective, self.provider)
+            self.progress.note(plan_memory(self.config, self.backbone, rows))
         if self.config.model.reference == "precomputed":
             parts = (self.backbone, self.objective, self.provider, self.step, self.accelerator)
             self.progress.note(precompute_reference(self.config, *parts))

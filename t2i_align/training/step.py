@@ -21,6 +21,7 @@ from t2i_align.objectives.types import ObjectiveOutput, PairErrors, snr_table
 from t2i_align.randomness import address_hash
 from t2i_align.training.following import Followers
 from t2i_align.training.items import LAYOUTS, Items, as_pairs, sides
+from t2i_align.transfer import send
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class PairStep:
         )
         request = LatentRequest(
             latents=items.latents,
-            timesteps=timesteps.to(items.latents.device),
+            timesteps=send(timesteps, items.latents.device),
             ids=items.ids,
             epochs=items.epochs,
             draw=draws.draw,

@@ -27,6 +27,9 @@ UNREAD = [
     (["export.kohya=false"], "export.kohya", "whole UNet"),
     ([LORA, "objective={preset: mapo}", "model.reference=frozen_copy"], "model.reference", "no reference policy"),
     (["model.variant=fp16"], "model.variant", "built-in"),
+    (["model.reference_draws=2"], "model.reference_draws", "precomputed only"),
+    (["model.reference_dir=errors"], "model.reference_dir", "precomputed only"),
+    (["model.memory_limit_gb=12.0"], "model.memory_limit_gb", "automatic choice"),
     (["model.revision=main"], "model.revision", "built-in"),
     (["data.split=train"], "data.split", "no splits"),
     (["data.heldout_split=test"], "data.heldout_split", "no splits"),
@@ -47,6 +50,8 @@ UNREAD += [
 ALLOWED = [
     [ROLLOUT, "data.cache_dir=cache", "validation.heldout_draws=2"],
     ["model.reference=frozen_copy"],
+    ["model.reference=precomputed", "model.reference_draws=2", "data.cache_dir=cache"],
+    ["model.gradient_checkpointing=auto", "model.memory_limit_gb=12.0"],
     [LORA, "model.lora.rank=4", "model.reference=adapter_off", "export.kohya=true"],
     ["model.pretrained_model_name_or_path=owner/model", "model.variant=fp16"],
     ["data.source=owner/pairs", "data.split=train"],

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from t2i_align.objectives.base import Choice
 from t2i_align.randomness import addressed_normal
+from t2i_align.transfer import send
 
 if TYPE_CHECKING:
     from t2i_align.backbones.embeddings import PromptEmbeddings
@@ -97,12 +98,13 @@ class LatentRequest:
     def noise(self, purpose: str, *which: int) -> Tensor:
         """``[B, C, h, w]`` float32; each item's is addressed by its epoch, id, draw and ``which``."""
         shape = self.latents.shape[1:]
-        return torch.stack(
+        noise = torch.stack(
             [
                 addressed_normal(shape, self.seed, purpose, epoch, item, self.draw, *which)
                 for item, epoch in zip(self.ids, self.epochs, strict=True)
             ]
-        ).to(device=self.latents.device, dtype=self.latents.dtype)
+        )
+        return send(noise, self.latents.device, self.latents.dtype)
 
 
 @dataclass(frozen=True, eq=False)
