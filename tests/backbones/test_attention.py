@@ -125,11 +125,11 @@ def test_kernels_agree(tiny_sdxl: Path) -> None:
             backbone.unet.set_attn_processor(AttnProcessor())
         else:
             assert backbone.attention_choice == f"PyTorch {request_}, as configured"
-        noisy, timesteps, prompt, time_ids = inputs(backbone)
-        noisy.requires_grad_()
-        prediction = backbone.predict(noisy, timesteps, prompt, time_ids)
+        arguments = inputs(backbone)
+        arguments["noisy"].requires_grad_()
+        prediction = backbone.predict(**arguments)
         prediction.square().sum().backward()
-        results[request_] = prediction.detach(), noisy.grad
+        results[request_] = prediction.detach(), arguments["noisy"].grad
     for found in results.values():
         for ours, written_out in zip(found, results[None], strict=True):
             torch.testing.assert_close(ours, written_out, rtol=1e-4, atol=1e-5)
