@@ -17,6 +17,9 @@ PROMPT_COLUMNS = ("prompt", "caption", "text")
 GROUP_COLUMNS = ("category", "challenge", "style")
 """Columns by which a suite is usually broken down; kept where present."""
 
+USER_COLUMNS = ("user_id", "user")
+"""Column that says whose prompt it is; the first one present is used."""
+
 
 @dataclass(frozen=True)
 class PromptSet:
@@ -26,11 +29,13 @@ class PromptSet:
         name: shown in reports.
         prompts: the texts.
         groups: column name -> one label per prompt, e.g. PartiPrompts' category.
+        users: whose each prompt is; empty where nobody says. Intervals are over users then.
     """
 
     name: str
     prompts: tuple[str, ...]
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    users: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -41,8 +46,13 @@ class PromptSet:
 
     def first(self, limit: int | None) -> PromptSet:
         """The first ``limit`` prompts, or all of them for None."""
-        groups = {name: labels[:limit] for name, labels in self.groups.items()}
-        return PromptSet(self.name, self.prompts[:limit], groups)
+        return self.at(range(len(self))[:limit])
+
+    def at(self, indices: Sequence[int]) -> PromptSet:
+        """The prompts of these indices, in their order."""
+        groups = {name: tuple(labels[index] for index in indices) for name, labels in self.groups.items()}
+        users = tuple(self.users[index] for index in indices) if self.users else ()
+        return PromptSet(self.name, tuple(self.prompts[index] for index in indices), groups, users)
 
     def shuffled(self) -> PromptSet:
         """The same prompts in a fixed random order, by a hash of each text.
@@ -51,8 +61,7 @@ class PromptSet:
         a larger one begins with the smaller.
         """
         order = sorted(range(len(self)), key=lambda index: address_hash(0, "prompt order", self.prompts[index]))
-        groups = {name: tuple(labels[index] for index in order) for name, labels in self.groups.items()}
-        return PromptSet(self.name, tuple(self.prompts[index] for index in order), groups)
+        return self.at(order)
 
 
 def load_prompts(
@@ -160,7 +169,20 @@ def _from_rows(path: Path, rows: list[dict]) -> PromptSet:
         if not isinstance(row.get(column), str) or not row[column].strip():
             raise UserError(f"Prompt {number} is empty.", f"{path}: {row}", f"fill in {column!r} or remove the row")
     groups = {name: tuple(str(row.get(name) or "") for row in rows) for name in GROUP_COLUMNS if name in rows[0]}
-    return PromptSet(path.stem, tuple(row[column].strip() for row in rows), groups)
+    return PromptSet(path.stem, tuple(row[column].strip() for row in rows), groups, _users(path, rows))
+
+
+def _users(path: Path, rows: list[dict]) -> tuple[str, ...]:
+    column = next((name for name in USER_COLUMNS if name in rows[0]), None)
+    if column is None:
+        return ()
+    missing = [number for number, row in enumerate(rows, start=1) if row.get(column) in (None, "")]
+    if missing:
+        fix = f"fill in {column!r} everywhere, or remove the column"
+        raise UserError(
+            "Some prompts belong to nobody.", f"{path}: prompt {missing[0]} and {len(missing) - 1} more", fix
+        )
+    return tuple(str(row[column]) for row in rows)
 
 
 _READERS = {".txt": _read_text, ".jsonl": _read_json_lines, ".tsv": _read_table, ".csv": _read_table}

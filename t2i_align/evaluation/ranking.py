@@ -62,12 +62,14 @@ def elo(
     confidence: float = 0.95,
     replicates: int = REPLICATES,
     seed: int = 0,
+    users: np.ndarray | None = None,
 ) -> dict[str, Estimate]:
-    """Elo-scale strengths with percentile bootstrap intervals over prompts.
+    """Elo-scale strengths with percentile bootstrap intervals over prompts, or over users where they are given.
 
     Args:
         scores: model name -> ``[n, k]`` scores, paired across models; NaN where missing.
         baseline: the model anchored at 1000.
+        users: ``[n]`` labels of the people that the prompts belong to.
 
     Returns:
         name -> Estimate, in the order given; the baseline's interval has no width by construction.
@@ -76,7 +78,11 @@ def elo(
     per_prompt = _wins_per_prompt([np.asarray(scores[name], dtype=np.float64) for name in names], tolerance)
     n = len(per_prompt)
     flat = per_prompt.reshape(n, -1)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=replicates)
+    if users is not None:
+        _, person = np.unique(users, return_inverse=True)
+        flat = np.stack([np.bincount(person, weights=column) for column in flat.T], axis=1)
+    units = len(flat)
+    draws = np.random.default_rng(seed).multinomial(units, np.full(units, 1.0 / units), size=replicates)
     resampled = (draws @ flat).reshape(replicates, len(names), len(names))
     point = bradley_terry(per_prompt.sum(axis=0))
     spread = bradley_terry(resampled)
@@ -86,7 +92,8 @@ def elo(
     tail = 50.0 * (1.0 - confidence)
     low, high = np.percentile(spread, [tail, 100.0 - tail], axis=0)
     return {
-        name: Estimate(float(point[i]), float(low[i]), float(high[i]), n, confidence) for i, name in enumerate(names)
+        name: Estimate(float(point[i]), float(low[i]), float(high[i]), n, confidence, None if users is None else units)
+        for i, name in enumerate(names)
     }
 
 

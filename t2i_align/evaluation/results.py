@@ -102,7 +102,7 @@ class Evaluation:
     def mean(self, model: str, scorer: str | None = None, dimension: str | None = None) -> Estimate:
         """Mean score of a model over prompts."""
         values = self._matrix(model, *self._which(scorer, dimension))
-        return statistics.mean(values, confidence=self.confidence, replicates=self.replicates)
+        return statistics.mean(values, confidence=self.confidence, replicates=self.replicates, users=self._users)
 
     def comparison(
         self,
@@ -161,6 +161,7 @@ class Evaluation:
             tolerance=self.tolerance,
             confidence=self.confidence,
             replicates=self.replicates,
+            users=self._users,
         )
 
     def verdict(self, model: str | None = None) -> Verdict:
@@ -205,6 +206,7 @@ class Evaluation:
                 "name": self.prompts.name,
                 "prompts": len(self.prompts),
                 "groups": self.prompts.groups,
+                "users": self.prompts.users,
             },
             "settings": dict(self.settings),
             "confidence": self.confidence,
@@ -237,7 +239,8 @@ class Evaluation:
         scores = ScoreTable.read(folder / SCORES_FILE)
         texts = {row.prompt_index: row.prompt for row in scores.rows}
         groups = {name: tuple(labels) for name, labels in described["prompt_set"]["groups"].items()}
-        prompts = PromptSet(described["prompt_set"]["name"], tuple(texts[i] for i in sorted(texts)), groups)
+        users = tuple(described["prompt_set"].get("users", ()))
+        prompts = PromptSet(described["prompt_set"]["name"], tuple(texts[i] for i in sorted(texts)), groups, users)
         kept = ("models", "baseline", "control", "settings", "confidence", "replicates", "tolerance")
         return cls(folder=folder, prompts=prompts, scores=scores, **{key: described[key] for key in kept})
 
@@ -249,9 +252,11 @@ class Evaluation:
                 "generate the pictures again with --overwrite",
             )
         scores, baseline = self._matrix(model, scorer, dimension), self._matrix(against, scorer, dimension)
+        users = self._users
         if where is not None:
             scores, baseline = scores[where], baseline[where]
-        options: dict[str, Any] = {"confidence": self.confidence, "replicates": self.replicates}
+            users = None if users is None else users[where]
+        options: dict[str, Any] = {"confidence": self.confidence, "replicates": self.replicates, "users": users}
         rate = statistics.win_rate(scores, baseline, tolerance=self.tolerance, **options)
         outcomes = statistics.paired_outcomes(scores, baseline, self.tolerance)
         return Comparison(
@@ -262,11 +267,18 @@ class Evaluation:
             win_rate=rate,
             tie_share=statistics.tie_share(scores, baseline, self.tolerance),
             mean_difference=statistics.mean_difference(scores, baseline, **options),
-            p_value=statistics.sign_flip_p_value(outcomes - 0.5),
-            detectable_win_rate=statistics.minimum_detectable_win_rate(rate.n, self.confidence),
-            detectable_difference=statistics.minimum_detectable_difference(scores - baseline, self.confidence),
+            p_value=statistics.sign_flip_p_value(outcomes - 0.5, users=users),
+            detectable_win_rate=statistics.minimum_detectable_win_rate(rate.users or rate.n, self.confidence),
+            detectable_difference=statistics.minimum_detectable_difference(
+                scores - baseline, self.confidence, users=users
+            ),
             verdict=judge(model, against, rate, f"{scorer} {dimension}"),
         )
+
+    @property
+    def _users(self) -> np.ndarray | None:
+        """``[prompts]`` labels of the people that the prompts belong to, where they are known."""
+        return np.array(self.prompts.users) if self.prompts.users else None
 
     def _pairs(self, model: str, against: str, scorer: str, dimension: str, where: np.ndarray | None = None) -> int:
         both = self._matrix(model, scorer, dimension) - self._matrix(against, scorer, dimension)

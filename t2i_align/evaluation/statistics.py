@@ -4,13 +4,16 @@ Everything here is a pure function of numpy arrays. The unit of inference is the
 one prompt are averaged before anything is resampled, because they are not independent evidence. Scores are
 arrays ``[n]`` or ``[n, k]`` (n prompts, k seeds per prompt); NaN marks a picture that could not be scored,
 and a pair with a NaN on either side is left out.
+
+Where prompts belong to users, the users are resampled, each with all of their prompts: one person's prompts are no
+independent evidence about people.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import norm
@@ -30,6 +33,7 @@ class Estimate:
         low, high: ends of the interval.
         n: prompts behind it.
         confidence: nominal coverage, e.g. 0.95.
+        users: people behind it, who were resampled; None where prompts were.
     """
 
     value: float
@@ -37,6 +41,7 @@ class Estimate:
     high: float
     n: int
     confidence: float = 0.95
+    users: int | None = None
 
     def excludes(self, value: float) -> bool:
         """Whether ``value`` lies outside the closed interval."""
@@ -80,6 +85,33 @@ def paired_outcomes(scores: np.ndarray, baseline: np.ndarray, tolerance: float =
     return np.where(np.isnan(difference), np.nan, outcomes)
 
 
+def usable_users(values: np.ndarray, users: np.ndarray | None) -> np.ndarray | None:
+    """``[m]``: the users of the prompts that ``per_prompt`` keeps, as numbers from 0; None where there are none.
+
+    Args:
+        values: ``[n]`` or ``[n, k]``.
+        users: ``[n]`` labels.
+    """
+    if users is None:
+        return None
+    values = np.asarray(values, dtype=np.float64)
+    kept = ~np.isnan(values.reshape(len(values), -1)).all(axis=1)
+    return np.unique(np.asarray(users)[kept], return_inverse=True)[1]
+
+
+def bootstrap_means_over_users(
+    values: np.ndarray, users: np.ndarray, replicates: int = REPLICATES, seed: int = 0
+) -> np.ndarray:
+    """Means of ``values [n]`` when users are drawn with replacement, each with all of their prompts.
+
+    Args:
+        users: ``[n]`` numbers from 0, see ``usable_users``.
+    """
+    sums, counts = np.bincount(users, weights=values), np.bincount(users)
+    draws = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=replicates)
+    return (draws @ sums) / (draws @ counts)
+
+
 def bootstrap_means(values: np.ndarray, replicates: int = REPLICATES, seed: int = 0) -> np.ndarray:
     """Means of ``replicates`` samples of n drawn from ``values [n]`` with replacement -> ``[replicates]``.
 
@@ -100,21 +132,34 @@ def bootstrap_means(values: np.ndarray, replicates: int = REPLICATES, seed: int 
     return np.concatenate([values[generator.integers(n, size=(size, n))].mean(axis=1) for size in sizes])
 
 
-def mean(values: np.ndarray, *, confidence: float = 0.95, replicates: int = REPLICATES, seed: int = 0) -> Estimate:
+def mean(
+    values: np.ndarray,
+    *,
+    confidence: float = 0.95,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    users: np.ndarray | None = None,
+) -> Estimate:
     """Mean over prompts with a percentile bootstrap interval.
 
     Args:
         values: ``[n]`` or ``[n, k]`` scores; seeds are averaged within the prompt first.
+        users: ``[n]`` labels of the people that the prompts belong to; they are resampled then.
 
     Raises:
         ValueError: no usable value.
     """
-    prompts = per_prompt(values)
+    prompts, people = per_prompt(values), usable_users(values, users)
     if len(prompts) == 0:
         raise ValueError("no usable score")
     tail = 50.0 * (1.0 - confidence)
-    low, high = np.percentile(bootstrap_means(prompts, replicates, seed), [tail, 100.0 - tail])
-    return Estimate(float(prompts.mean()), float(low), float(high), len(prompts), confidence)
+    if people is None:
+        resampled = bootstrap_means(prompts, replicates, seed)
+    else:
+        resampled = bootstrap_means_over_users(prompts, people, replicates, seed)
+    low, high = np.percentile(resampled, [tail, 100.0 - tail])
+    count = None if people is None else int(people.max()) + 1
+    return Estimate(float(prompts.mean()), float(low), float(high), len(prompts), confidence, count)
 
 
 def mean_difference(scores: np.ndarray, baseline: np.ndarray, **options) -> Estimate:
@@ -130,22 +175,24 @@ def win_rate(
     confidence: float = 0.95,
     replicates: int = REPLICATES,
     seed: int = 0,
+    users: np.ndarray | None = None,
 ) -> Estimate:
-    """Paired win rate, ties as half, with a bootstrap interval over prompts.
+    """Paired win rate, ties as half, with a bootstrap interval over prompts, or over users where they are given.
 
     ``W = 1/n sum_i mean_k [ 1(a_ik > b_ik + d) + 1/2 1(|a_ik - b_ik| <= d) ]`` with d = ``tolerance``.
 
-    When every prompt has the same outcome the bootstrap has no spread and would claim certainty from any
-    number of prompts; Wilson's interval is used then.
+    When every prompt (or every user) has the same outcome the bootstrap has no spread and would claim certainty from
+    any number of them; Wilson's interval is used then.
 
     Raises:
         ValueError: shapes differ, or no pair is usable.
     """
-    outcomes = per_prompt(paired_outcomes(scores, baseline, tolerance))
-    estimate = mean(outcomes, confidence=confidence, replicates=replicates, seed=seed)
-    if np.ptp(outcomes) == 0.0:
-        low, high = wilson(estimate.value * estimate.n, estimate.n, confidence)
-        return Estimate(estimate.value, low, high, estimate.n, confidence)
+    pairs = paired_outcomes(scores, baseline, tolerance)
+    estimate = mean(pairs, confidence=confidence, replicates=replicates, seed=seed, users=users)
+    if estimate.low == estimate.high:
+        count = estimate.users or estimate.n
+        low, high = wilson(estimate.value * count, count, confidence)
+        return replace(estimate, low=low, high=high)
     return estimate
 
 
@@ -170,16 +217,21 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, f
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def sign_flip_p_value(differences: np.ndarray, draws: int = 20_000, seed: int = 0) -> float:
+def sign_flip_p_value(
+    differences: np.ndarray, draws: int = 20_000, seed: int = 0, users: np.ndarray | None = None
+) -> float:
     """Two-sided randomisation test that per-prompt ``differences [n]`` (or ``[n, k]``) are symmetric about
     zero.
 
     Under the null the sign of every prompt's difference is a fair coin. For win rates pass ``outcomes -
     0.5``. The observed arrangement counts as one of the draws, so the value is never below ``1 / (draws +
-    1)``.
+    1)``. With ``users [n]`` the signs of all prompts of a user are one coin.
     """
-    size = np.abs(per_prompt(differences))
-    observed = abs(float(per_prompt(differences).sum()))
+    prompts, people = per_prompt(differences), usable_users(differences, users)
+    if people is not None:
+        prompts = np.bincount(people, weights=prompts)
+    size = np.abs(prompts)
+    observed = abs(float(prompts.sum()))
     generator = np.random.default_rng(seed)
     distinct, counts = np.unique(size[size > 0], return_counts=True)
     totals = np.zeros(draws)
@@ -213,13 +265,18 @@ def minimum_detectable_win_rate(n: int, confidence: float = 0.95, power: float =
     return min(1.0, 0.5 + difference)
 
 
-def minimum_detectable_difference(differences: np.ndarray, confidence: float = 0.95, power: float = 0.8) -> float:
-    """Smallest mean paired difference that this many prompts detect: ``(z_a + z_b) sd / sqrt(n)``.
+def minimum_detectable_difference(
+    differences: np.ndarray, confidence: float = 0.95, power: float = 0.8, users: np.ndarray | None = None
+) -> float:
+    """Smallest mean paired difference that this many prompts, or users, detect: ``(z_a + z_b) sd / sqrt(n)``.
 
     Args:
         differences: ``[n]`` or ``[n, k]`` paired differences, from which the standard deviation is taken.
+        users: ``[n]`` labels; the means of users are what varies then.
     """
-    prompts = per_prompt(differences)
+    prompts, people = per_prompt(differences), usable_users(differences, users)
+    if people is not None:
+        prompts = np.bincount(people, weights=prompts) / np.bincount(people)
     if len(prompts) < 2:
         return math.inf
     return float((_z(confidence) + norm.ppf(power)) * prompts.std(ddof=1) / math.sqrt(len(prompts)))

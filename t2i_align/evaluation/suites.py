@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from t2i_align.errors import UserError
@@ -67,7 +67,7 @@ def load_suite(spec: str) -> PromptSet | None:
             "%s has %d prompts as published, here are %d: do not set figures from them beside published ones",
             *(name, suite.size, len(found)),
         )
-    return _part(PromptSet(name, found.prompts, found.groups), part)
+    return _part(replace(found, name=name), part)
 
 
 def _local_files(name: str, suite: Suite, location: Path) -> list[Path]:
@@ -122,8 +122,7 @@ def _part(prompts: PromptSet, part: str) -> PromptSet:
     if not kept:
         labels = sorted({label for column in prompts.groups.values() for label in column})
         raise UserError(f"The suite {prompts.name} has no such part.", part, f"use one of: {', '.join(labels)}")
-    groups = {name: tuple(labels[index] for index in kept) for name, labels in prompts.groups.items()}
-    return PromptSet(f"{prompts.name}:{part}", tuple(prompts.prompts[index] for index in kept), groups)
+    return replace(prompts.at(kept), name=f"{prompts.name}:{part}")
 
 
 def _read_table(files: list[Path]) -> PromptSet:

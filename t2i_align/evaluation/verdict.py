@@ -35,7 +35,7 @@ def judge(model: str, baseline: str, rate: Estimate, what: str = "") -> Verdict:
         what: the score behind it, e.g. "oracle overall".
     """
     figures = (
-        f"{model} wins {percent(rate.value)} against {baseline}{f' by {what}' if what else ''} over {rate.n} prompts "
+        f"{model} wins {percent(rate.value)} against {baseline}{f' by {what}' if what else ''} over {prompts(rate)} "
         f"({percent(rate.confidence)} interval {span(rate)}; ties count half)."
     )
     if rate.low > 0.5:
@@ -73,7 +73,7 @@ def judge_all(baseline: str, rates: Mapping[str, Estimate], adjusted: Mapping[st
         )
     first = next(iter(rates.values()))
     figures = (
-        f"Win rates against {baseline} by {what} over {first.n} prompts, with {percent(first.confidence)} intervals; "
+        f"Win rates against {baseline} by {what} over {prompts(first)}, with {percent(first.confidence)} intervals; "
         f"ties count half. What is said of a model holds after Holm's correction for {len(rates)} of them."
     )
     kind: Kind = "better" if better else "worse" if worse and not unclear else "inconclusive"
@@ -101,6 +101,11 @@ def judge_control(control: str, baseline: str, rate: Estimate, model: str, gap: 
     if gap is not None and gap.low <= 0.5:
         return Verdict("inconclusive", f"{model} cannot be told from its control", figures)
     return Verdict("better", "The control shows no improvement, as it should", figures)
+
+
+def prompts(rate: Estimate) -> str:
+    """``128 prompts``, or ``128 prompts of 20 users`` where users were resampled."""
+    return f"{rate.n} prompts" + ("" if rate.users is None else f" of {rate.users} users")
 
 
 def percent(share: float) -> str:

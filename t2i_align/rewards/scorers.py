@@ -3,6 +3,7 @@
 pickscore                    published weights
 pickscore=DIR                weights of your own; hub references and shapes: addresses work too
 mps:aesthetic=DIR            with a condition
+shapes:pickscore             a head of the shapes world, short for pickscore=shapes:pickscore; shapes:mps:aesthetic too
 oracle, oracle:semantic      the judge of the shapes world, overall or in one dimension
 scorers.yaml                 label -> keywords of reward_models.load, and `name` where it is not the label
 """
@@ -101,6 +102,9 @@ def parse(word: str) -> list[ScorerSpec]:
             raise UserError("A scorer must be written NAME or NAME=CHECKPOINT.", repr(word), "for example pickscore")
         if not equals and name.endswith(FILE_SUFFIXES):
             specs += _from_file(Path(name))
+        elif not equals and name.startswith(BUILT_IN):
+            head, colon, condition = name.removeprefix(BUILT_IN).partition(":")
+            specs.append(ScorerSpec(f"{head}{colon}{condition}", {"checkpoint": f"{BUILT_IN}{head}"}))
         else:
             specs.append(ScorerSpec(name, {"checkpoint": checkpoint} if equals else {}))
     return specs

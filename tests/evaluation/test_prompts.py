@@ -71,3 +71,16 @@ def test_bytes_that_are_not_text(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="UTF-8"):
         load_prompts(path)
+
+
+def test_whose_prompts_they_are(tmp_path):
+    file = tmp_path / "asked.csv"
+    file.write_text("prompt,user_id,style\na,7,x\nb,7,y\nc,9,x\n")
+    prompts = load_prompts(file)
+    assert prompts.users == ("7", "7", "9") and prompts.first(2).users == ("7", "7")
+    shuffled = load_prompts(file, shuffle=True)
+    assert dict(zip(shuffled.prompts, shuffled.users, strict=True)) == {"a": "7", "b": "7", "c": "9"}
+    file.write_text("prompt,user_id\na,7\nb,\n")
+    with pytest.raises(UserError, match="belong to nobody"):
+        load_prompts(file)
+    assert load_prompts(["a", "b"]).first(1).users == ()

@@ -100,3 +100,13 @@ def test_several_models_get_one_verdict_that_survives_the_correction():
     assert (none.kind, none.headline) == ("inconclusive", "no evidence of improvement of a and b")
     worse = judge_all("base", {"ppd": rates["ppd"]}, {"ppd": 0.002}, "x")
     assert (worse.kind, worse.headline) == ("worse", "ppd is worse than base")
+
+
+def test_rankings_resample_users_where_they_are_given():
+    generator = np.random.default_rng(0)
+    liking = np.repeat(generator.normal(size=(10, 1)), 20, axis=0)
+    scores = {"base": np.zeros((200, 1)), "tuned": liking + 0.1 * generator.normal(size=(200, 1))}
+    users = np.repeat(np.arange(10), 20)
+    wide, narrow = elo(scores, "base", users=users)["tuned"], elo(scores, "base")["tuned"]
+    assert wide.value == narrow.value and (wide.users, narrow.users) == (10, None)
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)

@@ -141,6 +141,18 @@ def test_several_models_share_the_page(tmp_path):
     assert Page(alone).headings[0][1] == "No evidence of improvement of same over base"
 
 
+def test_users_stand_beside_the_verdict_and_survive_on_disk(tmp_path):
+    base, tuned = levels_of(40, wins=34)
+    owners = tuple(f"user {i // 4}" for i in range(40))
+    prompts = PromptSet("asked", tuple(f"prompt {i}" for i in range(40)), {"style": ("x",) * 20 + ("y",) * 20}, owners)
+    evaluation = make_evaluation(tmp_path, {"base": base, "tuned": tuned}, prompts, replicates=300)
+    assert "over 40 prompts of 10 users" in text_of(evaluation) and "of 10 users, 1 seed each" in text_of(evaluation)
+    evaluation.write()
+    again = type(evaluation).read(tmp_path)
+    assert again.prompts.users == owners and again.comparison("tuned").win_rate.users == 10
+    assert again.by_group("tuned", "style")["x"].win_rate.users == 5
+
+
 def test_undecided_and_worse_say_so(tmp_path):
     base, tuned = levels_of(30, wins=17)
     undecided = make_evaluation(tmp_path / "a", {"base": base, "tuned": tuned})

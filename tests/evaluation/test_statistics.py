@@ -141,3 +141,37 @@ def test_mean_difference_intervals_cover_the_truth():
         base = prompt_effect + generator.normal(size=(prompts, 2))
         held += not st.mean_difference(tuned, base, replicates=1000, seed=index).excludes(0.2)
     assert 0.93 <= held / simulations <= 0.97
+
+
+def test_users_are_resampled_whole():
+    values = np.array([1.0, 1.0, 0.0, 0.0, 0.0, 1.0, np.nan])
+    users = np.array(["anna", "anna", "ben", "ben", "ben", "cid", "dora"])  # dora's only prompt has no score
+    assert st.usable_users(values, users).tolist() == [0, 0, 1, 1, 1, 2]
+    estimate = st.mean(values, users=users, replicates=20_000)
+    assert (estimate.value, estimate.n, estimate.users) == (0.5, 6, 3)
+    means = st.bootstrap_means_over_users(st.per_prompt(values), st.usable_users(values, users), 20_000)
+    ways = {0.0: 1, 1 / 7: 3, 1 / 4: 3, 1 / 2: 6, 1.0: 8}  # of the 27 ordered draws of three people
+    for value, count in ways.items():
+        assert np.mean(np.isclose(means, value)) == pytest.approx(count / 27, abs=0.015)
+    alone = st.win_rate(np.ones(50), np.zeros(50), users=np.zeros(50))  # one person's fifty wins prove little
+    assert alone.low < 0.5 < alone.high == 1.0
+
+
+def test_intervals_over_users_cover_what_intervals_over_prompts_do_not():
+    generator, hits = np.random.default_rng(3), {"users": 0, "prompts": 0}
+    users = np.repeat(np.arange(40), 8)
+    for trial in range(300):
+        liking = np.repeat(generator.normal(size=40), 8)
+        values = liking + 0.3 * generator.normal(size=320)
+        hits["users"] += not st.mean(values, replicates=400, seed=trial, users=users).excludes(0.0)
+        hits["prompts"] += not st.mean(values, replicates=400, seed=trial).excludes(0.0)
+    assert hits["users"] / 300 > 0.9 > 0.7 > hits["prompts"] / 300
+
+
+def test_signs_of_a_user_flip_together():
+    differences, users = np.full(8, 0.5), np.repeat([0, 1], 4)
+    assert st.sign_flip_p_value(differences) < 0.02
+    assert st.sign_flip_p_value(differences, users=users) == pytest.approx(0.5, abs=0.02)  # two coins: 2 of 4 ways
+    assert st.minimum_detectable_difference(np.array([1.0, 3.0, 0.0]), users=np.array([0, 0, 1])) == pytest.approx(
+        st.minimum_detectable_difference(np.array([2.0, 0.0]))
+    )

@@ -17,6 +17,9 @@ from .conftest import scenes
 
 
 def test_words_are_read():
+    assert parse("shapes:pickscore, shapes:mps:aesthetic") == parse(
+        "pickscore=shapes:pickscore,mps:aesthetic=shapes:mps"
+    )
     assert parse("pickscore, mps:aesthetic=a/b=c") == [
         ScorerSpec("pickscore"),
         ScorerSpec("mps:aesthetic", {"checkpoint": "a/b=c"}),
