@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -102,6 +103,8 @@ def score_files(
     part_rows: int = 2048,
     resume: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    share: tuple[int, int] = (0, 1),
+    wait: Callable[[], None] = lambda: None,
 ) -> ScoreReport:
     """Score every item with every scorer and write `out`.
 
@@ -114,18 +117,28 @@ def score_files(
         part_rows: pictures per part file, the most that an interruption loses.
         resume: continue after the part files of an interrupted run.
         progress: called with (pictures done, pictures in all).
+        share: (rank, number) of the processes that share the items, by whole batches; the other arguments are the same.
+        wait: returns when all processes have called it; the first process joins the parts then.
 
     Raises:
         RewardModelError: duplicate ids or scorers, an existing result, or parts of other scorers or versions.
     """
-    run = _Run(list(scorers), items, Path(out), resume)
+    rank, count = share
+    if rank == 0:
+        _Run(list(scorers), items, Path(out), resume)
+    wait()
+    run = _Run(list(scorers), items, Path(out), True, share, batch_size)
+    wait()  # nobody may have written a part before all have seen what is left
     done = run.resumed
     for part in _parts(run, batch_size, workers, part_rows):
         run.write_part(*part)
         done += len(part[0]) // len(run.scorers) + len(part[1])
         if progress:
             progress(done, len(items))
-    return run.finish()
+    wait()
+    report = run.finish() if rank == 0 else None
+    wait()
+    return report or run.read_report()
 
 
 def finished_report(scorers: Sequence[BaseScorer], items: Sequence[ScoreItem], out: str | Path) -> ScoreReport | None:
@@ -160,8 +173,18 @@ def _read_failures(path: Path) -> list[dict[str, str]]:
 class _Run:
     """Files and bookkeeping of one output."""
 
-    def __init__(self, scorers: list[BaseScorer], items: Sequence[ScoreItem], out: Path, resume: bool) -> None:
+    def __init__(
+        self,
+        scorers: list[BaseScorer],
+        items: Sequence[ScoreItem],
+        out: Path,
+        resume: bool,
+        share: tuple[int, int] = (0, 1),
+        block: int = 1,
+    ) -> None:
         self.scorers, self.items, self.out = scorers, items, out
+        self.rank, count = share
+        self._order = {item.id: index for index, item in enumerate(items)}
         self.parts = out.with_name(f"{out.name}.parts")
         names = [scorer.name for scorer in scorers]
         if not scorers or len(set(names)) != len(names):
@@ -173,11 +196,12 @@ class _Run:
         self.parts.mkdir(parents=True, exist_ok=True)
         self._same_scorers()
         finished = self._finished()
-        self.positions = [index for index, item in enumerate(items) if item.id not in finished]
-        if len({item.id for item in items}) != len(items):
+        left = [index for index, item in enumerate(items) if item.id not in finished]
+        self.positions = [index for index in left if index // block % count == self.rank]
+        if len(self._order) != len(items):
             raise RewardModelError("ids must be unique", fix="use the path, or a uid of the data set")
-        self.resumed = len(items) - len(self.positions)
-        self.next_part = len(list(self.parts.glob("part-*.parquet")))
+        self.resumed = len(items) - len(left)
+        self.next_part = len(list(self.parts.glob(f"part-{self.rank:03d}-*.parquet")))
 
     @property
     def preprocessors(self) -> list[Preprocessor]:
@@ -204,11 +228,12 @@ class _Run:
     def _failures(self) -> list[dict[str, str]]:
         """Failures of complete parts; the parquet file is what makes a part complete."""
         files = [part.with_suffix(".failures") for part in sorted(self.parts.glob("part-*.parquet"))]
-        return [failure for file in files for failure in _read_failures(file)]
+        failures = [failure for file in files for failure in _read_failures(file)]
+        return sorted(failures, key=lambda failure: self._place(failure["id"]))
 
     def write_part(self, rows: list[dict[str, Any]], failures: list[dict[str, str]]) -> None:
         """One part: failures first, then the rows under their final name, which completes it."""
-        stem = self.parts / f"part-{self.next_part:06d}"
+        stem = self.parts / f"part-{self.rank:03d}-{self.next_part:06d}"
         _write(stem.with_suffix(".failures"), "".join(json.dumps(failure) + "\n" for failure in failures))
         partial = stem.with_suffix(".partial")
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial)
@@ -218,7 +243,7 @@ class _Run:
     def finish(self) -> ScoreReport:
         """Join the parts in the order of the items and remove them."""
         tables = [pq.read_table(part) for part in sorted(self.parts.glob("part-*.parquet"))]
-        table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+        table = self._in_order(pa.concat_tables(tables)) if tables else SCHEMA.empty_table()
         partial = self.out.with_name(f".{self.out.name}.partial")
         pq.write_table(table, partial)
         failures = self._failures()
@@ -227,11 +252,27 @@ class _Run:
         os.replace(partial, self.out)
         shutil.rmtree(self.parts)
         scored = len(table) // len(self.scorers)
+        return self._report(scored, failures)
+
+    def read_report(self) -> ScoreReport:
+        """What `finish` returned in the first process."""
+        scored = pq.read_metadata(self.out).num_rows // len(self.scorers)
+        return self._report(scored, _read_failures(_failures_file(self.out)))
+
+    def _in_order(self, table: pa.Table) -> pa.Table:
+        """Rows in the order of the items, whichever process scored them; a stable sort keeps the scorers' order."""
+        places = np.array([self._place(name) for name in table["id"].to_pylist()])
+        return table.take(pa.array(np.argsort(places, kind="stable")))
+
+    def _place(self, name: str) -> int:
+        return self._order.get(name, len(self._order))
+
+    def _report(self, scored: int, failures: list[dict[str, str]]) -> ScoreReport:
         return ScoreReport(scored, self.resumed, [(failure["id"], failure["reason"]) for failure in failures])
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from t2i_align.commands.common import ConfigFile, Overrides, progress_bar
+from t2i_align.commands.common import ConfigFile, Overrides, is_main_process, progress_bar
 from t2i_align.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def cache(config: ConfigFile, overrides: Overrides = None) -> None:
 
     with progress_bar() as progress:
         report = build(run, progress)
-    print(report.render())
+    if is_main_process():
+        print(report.render())
 
 
 @app.command()

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from t2i_align.commands.common import OutputDir, chosen_users, named_models, named_values, negative_models
+from t2i_align.commands.common import (
+    OutputDir,
+    chosen_users,
+    is_main_process,
+    named_models,
+    named_values,
+    negative_models,
+)
 from t2i_align.errors import UserError
 
 if TYPE_CHECKING:
@@ -130,7 +137,7 @@ def generate(
         dtype=dtype,
         overwrite=overwrite,
     )
-    for name, folder in folders.items():
+    for name, folder in folders.items() if is_main_process() else ():
         print(f"{name}: {folder}")
         if best_of is not None:
             _print_gains(folder)
@@ -261,8 +268,9 @@ def evaluate(
         confidence=confidence,
         overwrite=overwrite,
     )
-    print_verdicts(evaluation)
-    print(f"Report: {Path(output_dir) / REPORT_FILE}")
+    if is_main_process():
+        print_verdicts(evaluation)
+        print(f"Report: {Path(output_dir) / REPORT_FILE}")
 
 
 def print_verdicts(evaluation: Evaluation) -> None:

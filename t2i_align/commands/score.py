@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from t2i_align.commands.common import progress_bar
+from t2i_align.commands.common import is_main_process, progress_bar
 
 SCORER_HELP = (
     "Comma-separated, may be repeated: NAME[:CONDITION][=CHECKPOINT] of a reward model, oracle, or a .yaml file of "
@@ -62,4 +62,5 @@ def score(
             resume=not restart,
             progress=None if bar is None else lambda done, total: bar("pictures", done, total),
         )
-    print(report.render())
+    if is_main_process():
+        print(report.render())

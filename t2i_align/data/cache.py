@@ -24,6 +24,7 @@ from t2i_align.data.selection import Which
 from t2i_align.data.sources import has_heldout, open_source
 from t2i_align.data.transform import Geometry, check_resolution
 from t2i_align.errors import UserError
+from t2i_align.processes import Processes
 
 if TYPE_CHECKING:
     from t2i_align.backbones import Backbone
@@ -218,7 +219,7 @@ def ensure_cache(
 
 
 def run(config: RunConfig, progress: Progress | None = None) -> CacheReport:
-    """``t2i-align data cache CONFIG``: load the model and build the cache.
+    """``t2i-align data cache CONFIG``: load the model and build the cache; several processes share the prompts.
 
     Raises:
         UserError: ``data.cache_dir`` is not set; see `build_cache`.
@@ -226,10 +227,16 @@ def run(config: RunConfig, progress: Progress | None = None) -> CacheReport:
     from t2i_align.backbones.loading import load_backbone, weight_dtype
 
     _cache_dir(config.data)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    processes = Processes.here()
+    device = torch.device(processes.device(None) or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = weight_dtype(config.training.mixed_precision)  # encodings must be those of the run
     backbone = load_backbone(config.model, device, dtype, encoders_only=True)
-    return build_cache(config.data, backbone, progress=progress)
+    own = progress if processes.is_main else None
+    report = build_cache(config.data, backbone, rank=processes.rank, world_size=processes.count, progress=own)
+    processes.wait()
+    if processes.count == 1:
+        return report
+    return CacheReport.of(CacheStore(_cache_dir(config.data)), Share(report.encoded_pairs, report.seconds))
 
 
 def _cache_dir(config: DataConfig) -> Path:

@@ -25,6 +25,7 @@ from t2i_align.evaluation.manifest import Picture, read_manifest
 from t2i_align.evaluation.sampling import continue_images, sample_images
 from t2i_align.evaluation.scorers import Scorer, open_scorer
 from t2i_align.evaluation.statistics import Estimate
+from t2i_align.processes import Processes
 from t2i_align.randomness import address_hash
 
 RECORD_FILE = "best_of.jsonl"
@@ -134,7 +135,7 @@ class OpenBestOf:
     def _record(
         self, folder: Path, batch: Sequence[Picture], rounds: Sequence[Mapping[str, np.ndarray]], spent: Sequence[float]
     ) -> None:
-        with (folder / RECORD_FILE).open("a", encoding="utf-8") as file:
+        with Processes.here().part(folder / RECORD_FILE).open("a", encoding="utf-8") as file:
             for place, picture in enumerate(batch):
                 line = {
                     "index": picture.index,

@@ -15,6 +15,7 @@ from t2i_align.evaluation.prompts import PromptSet, load_prompts
 from t2i_align.evaluation.results import Evaluation
 from t2i_align.evaluation.scorers import Scorer
 from t2i_align.evaluation.users import UserChoice
+from t2i_align.processes import Processes
 
 REPORT_FILE = "report.html"
 
@@ -90,7 +91,11 @@ def run(
     output_dir = Path(output_dir)
     paths = {name: str(path) for name, path in models.items()}
     baseline = baseline or ("base" if "base" in paths else next(iter(paths), ""))
-    exported, steps = expand(checkpoints or {}, output_dir / "checkpoints")
+    processes = Processes.here()
+    if processes.is_main:
+        expand(checkpoints or {}, output_dir / "checkpoints")
+    processes.wait()
+    exported, steps = expand(checkpoints or {}, output_dir / "checkpoints")  # which finds them there
     runs = {**run_folders(paths), **(runs or {})}
     paths |= exported
     _check(paths, baseline, control, scorers)
@@ -156,13 +161,15 @@ def run(
         replicates=replicates,
         tolerance=tolerance,
     )
-    evaluation.write()
-    if report:
+    if processes.is_main:
+        evaluation.write()
+    if report and processes.is_main:
         from t2i_align.evaluation.drift import measure
         from t2i_align.evaluation.report import render
 
         measured = measure(evaluation, features=features, proxy=proxy, device=device) if drift else None
         render(evaluation, output_dir / REPORT_FILE, runs, drift=measured, walks=walks)
+    processes.wait()
     return evaluation
 
 

@@ -13,19 +13,24 @@ from PIL.PngImagePlugin import PngInfo
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from t2i_align.errors import UserError
-from t2i_align.evaluation.best_of import BestOf, OpenBestOf
+from t2i_align.evaluation.best_of import RECORD_FILE, BestOf, OpenBestOf
 from t2i_align.evaluation.grids import grid
 from t2i_align.evaluation.manifest import (
+    MANIFEST_FILE,
     Picture,
     Settings,
     append_to_manifest,
     fingerprint,
     open_folder,
+    read_manifest,
+    remaining,
+    write_manifest,
 )
 from t2i_align.evaluation.negative import attach, merge
 from t2i_align.evaluation.prompts import PromptSet, load_prompts
 from t2i_align.evaluation.sampling import sample_images
 from t2i_align.evaluation.users import UserChoice
+from t2i_align.processes import Processes, join_lines
 from t2i_align.randomness import address_hash
 
 __all__ = ["grid", "identify", "picture_seed", "run", "sample_images"]
@@ -87,7 +92,8 @@ def run(
     opened = users.open(models, base)
     if both := sorted(set(opened.tokens) & set(negative)):
         raise UserError("A user adapter has no negative model.", ", ".join(both), "leave --negative-model out for it")
-    device, precision = device_and_dtype(device, dtype)
+    processes = Processes.here()
+    device, precision = device_and_dtype(processes.device(device), dtype)
     chooser = None if best_of is None else best_of.open(device)
     if best_of is not None and best_of.refine and opened.tokens:
         raise UserError("Refinement knows no users.", ", ".join(opened.tokens), "leave --refine or --user out")
@@ -113,17 +119,23 @@ def run(
             width=width,
             dtype=precision,
         )
-        todo[name] = open_folder(folders[name], settings, wanted, overwrite)
+        if processes.is_main:
+            todo[name] = open_folder(folders[name], settings, wanted, overwrite)
+            join_lines(folders[name] / RECORD_FILE)
+    processes.wait()
+    for name in models:
+        left = todo[name] if processes.is_main else remaining(folders[name], wanted)
+        todo[name] = processes.share(left, batch_size, lambda picture: picture.index)
+    processes.wait()  # nobody may have finished a picture before all have seen what is left
     sampling = {
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
         "height": height,
         "width": width,
     }
-    with _progress(show_progress) as progress:
+    with _progress(show_progress and processes.is_main) as progress:
         for name, model in models.items():
-            done = len(wanted) - len(todo[name])
-            bar = progress.add_task(f"sampling {name}", total=len(wanted), completed=done)
+            bar = progress.add_task(f"sampling {name}", total=len(todo[name]))
             if todo[name]:
                 pipeline = load_model(model, base, precision, device)
                 if name in negative:
@@ -135,7 +147,18 @@ def run(
                         progress.advance(bar, len(batch))
                 del pipeline
                 _release_memory()
+            _join(processes, folders[name])
     return folders
+
+
+def _join(processes: Processes, folder: Path) -> None:
+    """One manifest of everybody's pictures, when the last is made."""
+    processes.wait()
+    if processes.is_main and processes.count > 1:
+        join_lines(folder / MANIFEST_FILE)
+        join_lines(folder / RECORD_FILE)
+        write_manifest(folder, read_manifest(folder))
+    processes.wait()
 
 
 def picture_seed(seed: int, prompt_index: int, draw: int) -> int:

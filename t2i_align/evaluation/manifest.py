@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from t2i_align.errors import UserError
+from t2i_align.processes import Processes, join_lines
 
 SETTINGS_FILE = "settings.json"
 MANIFEST_FILE = "manifest.jsonl"
@@ -95,8 +96,8 @@ def write_manifest(folder: Path, pictures: Iterable[Picture]) -> None:
 
 
 def append_to_manifest(folder: Path, pictures: Iterable[Picture]) -> None:
-    """Add finished pictures."""
-    with (folder / MANIFEST_FILE).open("a", encoding="utf-8") as file:
+    """Add finished pictures; one of several processes to a file of its own, see `processes`."""
+    with Processes.here().part(folder / MANIFEST_FILE).open("a", encoding="utf-8") as file:
         for picture in pictures:
             file.write(json.dumps(asdict(picture), ensure_ascii=False) + "\n")
 
@@ -114,6 +115,7 @@ def open_folder(folder: Path, settings: Settings, wanted: list[Picture], overwri
         UserError: the folder holds pictures of other settings or prompts.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
+    join_lines(folder / MANIFEST_FILE)
     done: dict[int, Picture] = {}
     if (folder / MANIFEST_FILE).is_file() and not overwrite:
         _require_same(folder, read_settings(folder), asdict(settings))
@@ -126,6 +128,12 @@ def open_folder(folder: Path, settings: Settings, wanted: list[Picture], overwri
     write_manifest(folder, [kept[index] for index in sorted(kept)])
     _replace(folder / SETTINGS_FILE, json.dumps(asdict(settings), indent=1) + "\n")
     return [picture for picture in wanted if picture.index not in kept]
+
+
+def remaining(folder: Path, wanted: list[Picture]) -> list[Picture]:
+    """Pictures still to be made in a folder that another process has opened."""
+    done = {picture.index for picture in read_manifest(folder)}
+    return [picture for picture in wanted if picture.index not in done]
 
 
 def fingerprint(path: Path) -> str:

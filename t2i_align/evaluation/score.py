@@ -16,6 +16,7 @@ from t2i_align.errors import UserError
 from t2i_align.evaluation.manifest import Picture, read_manifest
 from t2i_align.evaluation.scorers import Scorer, open_scorer
 from t2i_align.evaluation.table import SCORES_FILE, ScoreRow, ScoreTable
+from t2i_align.processes import Processes, parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -48,17 +49,44 @@ def run(
         UserError: a folder has no manifest, a scorer is unknown, or a model has no picture that can be
             scored.
     """
-    path = Path(output_dir) / SCORES_FILE
+    path, processes = Path(output_dir) / SCORES_FILE, Processes.here()
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = _known(ScoreTable.read(path)) if path.is_file() else {}
     manifests = {name: (Path(folder), _pictures(folder, first_prompts)) for name, folder in folders.items()}
+    known = {key: row for file in (path, *parts_of(path)) if file.is_file() for key, row in _known(file).items()}
+    processes.wait()  # all know the same before anything is added
     rows: list[ScoreRow] = []
+    mine: list[ScoreRow] = []
     for spec in scorers:
-        scorer = open_scorer(spec, device)
+        scorer = open_scorer(spec, processes.device(device))
+        if processes.count > 1:
+            mine += _score_share(processes, scorer, manifests, known, batch_size)
+            ScoreTable.of(mine).write(processes.part(path))
+            processes.wait()
+            known.update({key: row for file in parts_of(path) for key, row in _known(file).items()})
         for model, (folder, pictures) in manifests.items():
             rows += _score_model(scorer, model, folder, pictures, known, batch_size)
-            ScoreTable.of(rows).write(path)
+            if processes.is_main:
+                ScoreTable.of(rows).write(path)
+    processes.wait()
+    for part in parts_of(path) if processes.is_main else ():
+        part.unlink()
     return ScoreTable.of(rows)
+
+
+def _score_share(
+    processes: Processes,
+    scorer: Scorer,
+    manifests: Mapping[str, tuple[Path, list[Picture]]],
+    known: Known,
+    batch_size: int,
+) -> list[ScoreRow]:
+    """Rows of this process's pictures, of every model."""
+    rows = []
+    for model, (folder, pictures) in manifests.items():
+        mine = processes.share(pictures, batch_size, lambda picture: picture.index)
+        if mine:
+            rows += _score_model(scorer, model, folder, mine, known, batch_size, alone=False)
+    return rows
 
 
 def _pictures(folder: str | Path, first_prompts: int | None) -> list[Picture]:
@@ -67,8 +95,15 @@ def _pictures(folder: str | Path, first_prompts: int | None) -> list[Picture]:
 
 
 def _score_model(
-    scorer: Scorer, model: str, folder: Path, pictures: list[Picture], known: Known, batch_size: int
+    scorer: Scorer,
+    model: str,
+    folder: Path,
+    pictures: list[Picture],
+    known: Known,
+    batch_size: int,
+    alone: bool = True,
 ) -> list[ScoreRow]:
+    """Rows of all the pictures; without ``alone`` others have more of them, and nothing is said of missing scores."""
     encoded = [_read(folder / picture.file) for picture in pictures]
     hashes = [hashlib.blake2b(data, digest_size=12).hexdigest() for data in encoded]
     results: list[Mapping[str, float | None] | None] = [
@@ -81,7 +116,8 @@ def _score_model(
         scores = _score_batch(scorer, [pictures[i].prompt for i in batch], [encoded[i] for i in batch])
         for index, result in zip(batch, scores, strict=True):
             results[index] = result
-    _report_missing(scorer, model, folder, results)
+    if alone:
+        _report_missing(scorer, model, folder, results)
     return [
         ScoreRow(
             model=model,
@@ -140,9 +176,10 @@ def _decode(data: bytes) -> Image.Image | None:
         return None
 
 
-def _known(table: ScoreTable) -> Known:
+def _known(file: Path) -> dict[tuple[str, str, str, str], dict[str, float | None]]:
+    """Scores of an earlier table."""
     known: dict[tuple[str, str, str, str], dict[str, float | None]] = {}
-    for row in table.rows:
+    for row in ScoreTable.read(file).rows:
         if row.score is not None:
             known.setdefault((row.picture, row.prompt, row.scorer, row.version), {})[row.dimension] = row.score
     return known

@@ -97,7 +97,7 @@ class ScoreTable:
         }
         for name, labels in (groups or {}).items():
             columns[name] = pa.array([labels[row.prompt_index] for row in self.rows], pa.string())
-        temporary = path.with_suffix(".writing")
+        temporary = path.with_name(f".{path.name}.writing")
         pq.write_table(pa.table(columns), temporary)
         os.replace(temporary, path)
 

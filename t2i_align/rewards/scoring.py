@@ -13,6 +13,7 @@ from reward_models.score_files import ScoreReport, score_files
 from t2i_align.data.convert import new_parquet
 from t2i_align.data.wording import counted
 from t2i_align.errors import UserError
+from t2i_align.processes import Processes
 from t2i_align.rewards.pictures import open_pictures
 from t2i_align.rewards.scorers import load_scorers
 
@@ -62,7 +63,7 @@ def score(
     resume: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scored:
-    """Score pictures with every scorer; an interrupted call goes on where it stopped.
+    """Score pictures with every scorer; an interrupted call goes on where it stopped, and processes share the pictures.
 
     Args:
         images, prompts, split: see `open_pictures`.
@@ -78,11 +79,24 @@ def score(
     items = open_pictures(images, prompts, split)
     if not items:
         raise UserError("There are no pictures to score.", images, "name a folder or file with pictures")
-    loaded = load_scorers(scorers, device, dtype)
+    processes = Processes.here()
+    loaded = load_scorers(scorers, processes.device(device), dtype)
     output.parent.mkdir(parents=True, exist_ok=True)
-    report = score_files(loaded, items, output, batch_size, workers, resume=resume, progress=progress)
+    report = score_files(
+        loaded,
+        items,
+        output,
+        batch_size,
+        workers,
+        resume=resume,
+        progress=progress if processes.is_main else None,
+        share=(processes.rank, processes.count),
+        wait=processes.wait,
+    )
     if not report.scored:
-        output.unlink()
+        processes.wait()
+        if processes.is_main:
+            output.unlink()
         reasons = "; ".join(f"{name}: {reason}" for name, reason in report.failures[:SHOWN_FAILURES])
         raise UserError("No picture could be scored.", reasons, "look at the pictures")
     table = pq.read_table(output, columns=["scorer", "score"])

@@ -21,7 +21,8 @@ OTHER_SCHEMAS = {
     *NOISY,
     CONFIGS / "sdxl" / "compare.yaml",
 }
-RECIPES = sorted(set(CONFIGS.glob("*/*.yaml")) - set(CONFIGS.glob("base/*.yaml")) - OTHER_SCHEMAS)
+LAUNCHES = sorted(CONFIGS.glob("accelerate/*.yaml"))  # how processes are started; accelerate reads them
+RECIPES = sorted(set(CONFIGS.glob("*/*.yaml")) - {*CONFIGS.glob("base/*.yaml"), *LAUNCHES} - OTHER_SCHEMAS)
 HEADINGS = ("For:", "Launch:", "Memory:", "Result:", "Else:")
 
 
@@ -168,3 +169,14 @@ def test_published_latent_reward_model() -> None:
     training = config.training
     assert (training.max_train_steps, training.learning_rate, training.lr_warmup_steps) == (4000, 1e-5, 500)
     assert training.timesteps == list(range(1, 952, 50)) and config.lrm.guidance_scale == 7.5
+
+
+@pytest.mark.parametrize("path", LAUNCHES, ids=name)
+def test_accelerate_reads_the_launch_files(path: Path) -> None:
+    from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+
+    text = path.read_text(encoding="utf-8")
+    assert all(heading in text for heading in ("For:", "Launch:", "Else:")) and name(path) in text
+    config = load_config_from_file(str(path))
+    assert isinstance(config, ClusterConfig) and config.num_processes % config.num_machines == 0
+    assert config.mixed_precision == "no"  # the run decides
