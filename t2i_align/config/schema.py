@@ -84,7 +84,10 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Where pairs come from and how pictures become tensors."""
 
-    source: str = Field(description="parquet file or folder, HF dataset folder or hub id, JSONL file, or shapes:pairs")
+    source: str = Field(
+        description="parquet file or folder, URL of either (s3://, hf://datasets/...), HF dataset folder or hub id, "
+        "JSONL file, or shapes:pairs"
+    )
     format: Literal["auto", "pickapic", "jsonl", "ranked"] = Field(
         "auto", description="record layout; auto looks at it"
     )

@@ -24,8 +24,9 @@ import pyarrow as pa
 from t2i_align.config.schema import DataConfig
 from t2i_align.data.hub import dataset_files
 from t2i_align.data.pair_source import PairSource
+from t2i_align.data.remote import remote_files
 from t2i_align.data.selection import Which, loser_captioner
-from t2i_align.data.sources import open_table, resolve_address
+from t2i_align.data.sources import is_remote, open_table, resolve_address
 from t2i_align.data.tables import PairColumns, PairTable
 
 FORMAT = 1
@@ -134,6 +135,8 @@ def source_files(address: str, format: str, split: str) -> list[list[Any]] | Non
     Raises:
         UserError: nothing there.
     """
+    if is_remote(address):
+        return remote_files(address, split)
     path = resolve_address(address)
     if path is None:
         return _signatures(dataset_files(address, split)) if format in ("auto", "pickapic") else None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePath
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from t2i_align.data.pickapic import CHEAP, PICTURES, picture_bytes, read_columns
 from t2i_align.data.tables import PairTable
 from t2i_align.errors import UserError
 
+Name = TypeVar("Name", bound=PurePath)
 CACHED_BYTES = 256 * 1024**2  # of row groups held in memory
 SHARD_NAME = re.compile(r"^(?P<split>.+)-\d+-of-\d+")
 SPLIT_NAMES = frozenset(
@@ -32,11 +34,14 @@ class ParquetPairs(PairTable):
     Args:
         address: what the user wrote.
         files: in order.
+        opened: opens one of them; local files are mapped.
     """
 
-    def __init__(self, address: str, files: list[Path]) -> None:
+    def __init__(
+        self, address: str, files: Sequence[PurePath], opened: Callable[[Any], pq.ParquetFile] | None = None
+    ) -> None:
         self.files = files
-        self._readers = [_open(file) for file in files]
+        self._readers = [opened(file) if opened else _open(Path(file)) for file in files]
         for reader in self._readers:
             require_columns(reader.schema_arrow.names, address)
         tables = [_cheap(reader) for reader in self._readers]
@@ -58,7 +63,7 @@ class ParquetPairs(PairTable):
         absolute = int(self._rows[row])
         group = int(np.searchsorted(self._starts, absolute, side="right")) - 1
         table, offset = self._row_group(group), absolute - int(self._starts[group])
-        folder = self.files[self._groups[group][0]].parent
+        folder = Path(self.files[self._groups[group][0]].parent)
         first, second = (picture_bytes(table[name][offset].as_py(), folder) for name in PICTURES)
         return first, second
 
@@ -101,19 +106,28 @@ def split_files(folder: Path, split: str) -> list[Path]:
         UserError: files name splits, but not this one.
     """
     files = sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith("."))
+    return of_split(files, folder, split, str(folder))
+
+
+def of_split(files: list[Name], folder: PurePath, split: str, address: str) -> list[Name]:
+    """Those of a folder's files that belong to a split; see `split_files`.
+
+    Raises:
+        UserError: files name splits, but not this one.
+    """
     named = {file: _split_of(file, folder) for file in files}
     splits = sorted({name for name in named.values() if name is not None})
     chosen = [file for file, name in named.items() if name == split]
     if splits and not chosen:
         raise UserError(
-            f"{folder} holds no split {split!r}.",
+            f"{address} holds no split {split!r}.",
             f"splits {', '.join(splits)}",
             "set data.split to one of them",
         )
     return chosen if splits else files
 
 
-def _split_of(file: Path, folder: Path) -> str | None:
+def _split_of(file: PurePath, folder: PurePath) -> str | None:
     sharded = SHARD_NAME.match(file.name)
     if sharded:
         return sharded["split"]

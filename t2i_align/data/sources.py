@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from t2i_align.data.ranked import RankedSource
 
 BUILT_IN = "shapes:"
+SCHEME = "://"
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 __all__ = ["PairSource", "has_heldout", "open_source", "open_table", "ranked_source", "resolve_address"]
 
@@ -56,7 +57,7 @@ def open_table(address: str, format: str = "auto", split: str = "train") -> Pair
     """All rows of an address, as found.
 
     Args:
-        address: parquet file or folder, dataset folder or hub id, JSONL file or its folder, or
+        address: parquet file or folder, the URL of either, dataset folder or hub id, JSONL file or its folder, or
             ``shapes:...``.
         format: ``auto`` looks at the address.
         split: of a dataset, or of a folder whose files are named by split.
@@ -64,6 +65,16 @@ def open_table(address: str, format: str = "auto", split: str = "train") -> Pair
     Raises:
         UserError: nothing there, or not in that format.
     """
+    if is_remote(address):
+        if format not in ("auto", "pickapic"):
+            raise UserError(
+                f"{address} cannot be read as format {format!r}.",
+                "only parquet files are read in place from another file system",
+                "convert them with t2i-align data convert and upload the result, or download them",
+            )
+        from t2i_align.data.remote import open_remote
+
+        return open_remote(address, split)
     path = resolve_address(address)
     if path is None:
         if format not in ("auto", "pickapic"):
@@ -74,6 +85,11 @@ def open_table(address: str, format: str = "auto", split: str = "train") -> Pair
     if path.is_dir():
         return _open_folder(address, path, format, split)
     return _open_file(address, path, format)
+
+
+def is_remote(address: str) -> bool:
+    """Whether an address names a file system of its own, such as ``s3://``; see `remote`."""
+    return SCHEME in address
 
 
 def ranked_source(config: DataConfig) -> RankedSource:
@@ -91,7 +107,7 @@ def ranked_source(config: DataConfig) -> RankedSource:
 
 
 def resolve_address(address: str) -> Path | None:
-    """Local path of an address, or None for what can only be a hub id.
+    """Local path of an address, or None for a URL and for what can only be a hub id.
 
     Raises:
         UserError: it looks like a path, and nothing is there.
@@ -100,6 +116,8 @@ def resolve_address(address: str) -> Path | None:
         from t2i_align.shapes.assets import resolve
 
         return Path(resolve(address))
+    if is_remote(address):
+        return None
     path = Path(address).expanduser()
     if path.exists():
         return path
