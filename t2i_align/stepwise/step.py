@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -70,6 +71,10 @@ class TransitionStep:
         metrics |= self._metrics(batch.pairs, step)
         timesteps = batch.pairs.parents.to(self._accelerator.device) / self._backbone.num_train_timesteps
         return ObjectiveOutput(output.loss.float(), metrics), timesteps
+
+    def validation_users(self, guided: bool) -> list[tuple[str, AbstractContextManager[None]]]:
+        """Pictures are made for nobody in particular."""
+        return [("", nullcontext())]
 
     def state(self) -> dict[str, Tensor]:
         """Nothing: the pairs that wait are the provider's."""

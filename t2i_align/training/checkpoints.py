@@ -95,17 +95,14 @@ def load_checkpoint(path: Path, state: TrainState, identity: dict) -> int:
         UserError: a damaged checkpoint, one of another architecture, or one made by a run whose model, data,
             objective or seed differ (the remaining steps would not be the same run).
     """
+    saved = check_identity(path, identity)
     try:
-        saved = json.loads((path / STATE).read_text())
         weights = load_file(path / TRAINABLE)
         ema = load_file(path / EMA) if state.ema is not None else {}
         provider = load_file(path / PROVIDER) if (path / PROVIDER).is_file() else {}
         rest = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        raise UserError(
-            "The checkpoint cannot be read.", f"{path}: {error}", "resume from an older checkpoint-N folder"
-        ) from error
-    _check_identity(path, saved["identity"], identity)
+        raise _unreadable(path, error) from error
     copy_weights(weights, state.trainable, path)
     if state.ema is not None:
         copy_weights(ema, state.ema, path)
@@ -169,15 +166,30 @@ def resolve_resume(output_dir: Path, request: str | None) -> Path | None:
     raise UserError("No such checkpoint.", f"{request}; in {output_dir}: {names}", "name one of them, or latest")
 
 
-def _check_identity(path: Path, saved: dict, current: dict) -> None:
-    different = [key for key in current if saved.get(key) != current[key]]
+def check_identity(path: Path, identity: dict) -> dict:
+    """What a checkpoint says of itself, once it is known to share the given settings. No weights are read.
+
+    Raises:
+        UserError: it cannot be read, or was made by a run in which one of the settings was another.
+    """
+    try:
+        saved = json.loads((path / STATE).read_text())
+        then = saved["identity"]
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(path, error) from error
+    different = [key for key in identity if then.get(key) != identity[key]]
     if different:
-        detail = "; ".join(f"{key}: {saved.get(key)!r} then, {current[key]!r} now" for key in different[:3])
+        detail = "; ".join(f"{key}: {then.get(key)!r} then, {identity[key]!r} now" for key in different[:3])
         raise UserError(
             "The checkpoint was made by a different run; going on would mix the two.",
             f"{path}: {detail}",
             "restore these settings, or start a new run in another output_dir",
         )
+    return saved
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError("The checkpoint cannot be read.", f"{path}: {error}", "resume from an older checkpoint-N folder")
 
 
 def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

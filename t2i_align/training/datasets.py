@@ -18,13 +18,14 @@ from t2i_align.objectives import Objective
 from t2i_align.objectives.combinations import LIST_LAYOUTS, check_batch, check_lists
 
 
-def check_source(config: RunConfig, objective: Objective) -> None:
-    """Refuse pairs that lack what the objective reads, before a model is loaded or a picture encoded.
+def check_source(config: RunConfig, objective: Objective, num_processes: int) -> None:
+    """Refuse pairs that lack what the objective reads, and batches too small for it, before a model is loaded.
 
     Raises:
         UserError: says what is missing and how to add it.
     """
     check_lists(objective)
+    check_batch(objective, config.training.train_batch_size * num_processes)
     is_list = objective.layout in LIST_LAYOUTS
     if not is_list and not objective.data_needs - {"labels"}:
         return
@@ -52,19 +53,22 @@ def offline_provider(
         UserError: the data cannot be used, or lack what the objective reads.
     """
     check_lists(objective)
-    training = config.training
-    check_batch(objective, training.train_batch_size * accelerator.num_processes)
-    options: dict[str, Any] = {
-        "batch_size": training.train_batch_size,
-        "accumulation": training.gradient_accumulation_steps,
-        "device": accelerator.device,
-        "rank": accelerator.process_index,
-        "world_size": accelerator.num_processes,
-        "distinct_passes": _distinct_passes(config, objective),
-    }
+    check_batch(objective, config.training.train_batch_size * accelerator.num_processes)
+    options = provider_options(config, accelerator) | {"distinct_passes": _distinct_passes(config, objective)}
     if objective.layout in LIST_LAYOUTS:
         return ListProvider(config, backbone, cast(Layout, objective.layout), **options)
     return PairProvider(config, backbone, needs=objective.data_needs, margin=objective.margin, **options)
+
+
+def provider_options(config: RunConfig, accelerator: Accelerator) -> dict[str, Any]:
+    """How a run divides its pairs over steps and processes, as arguments of a provider."""
+    return {
+        "batch_size": config.training.train_batch_size,
+        "accumulation": config.training.gradient_accumulation_steps,
+        "device": accelerator.device,
+        "rank": accelerator.process_index,
+        "world_size": accelerator.num_processes,
+    }
 
 
 def _distinct_passes(config: RunConfig, objective: Objective) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,6 @@ class PairStep:
         self._snr = snr_table(backbone.alphas_cumprod).to(accelerator.device)
         self._followers = Followers(backbone, objective, accelerator)
         self.reference_errors: Callable[[PairBatch | ListBatch], Tensor] | None = None
-        objective.check_model(backbone.num_train_timesteps, self._snr, backbone.prediction_type)
 
     def loss(self, batch: PairBatch | ListBatch, draws: Draws, step: int) -> tuple[ObjectiveOutput, Tensor]:
         """Per-item loss with its graph, and each item's timestep as a share of the schedule ``[N]``."""
@@ -105,6 +104,10 @@ class PairStep:
     def errors_under(self, batch: PairBatch | ListBatch, draws: Draws, network: AbstractContextManager[Any]) -> Tensor:
         """Errors ``[G * N]`` of a batch as training would measure them, of the network lent inside `network`."""
         return self._reference_errors(self._inputs(self._layout(batch), draws, self._objective.latents), network)
+
+    def validation_users(self, guided: bool) -> list[tuple[str, AbstractContextManager[None]]]:
+        """Pictures are made for nobody in particular."""
+        return [("", nullcontext())]
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs beyond weights and data."""

@@ -7,11 +7,73 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
-from t2i_align.config.schema import ValidationConfig
+from t2i_align.backbones import Backbone
+from t2i_align.backbones.modes import evaluating
+from t2i_align.config.schema import RunConfig, ValidationConfig
 from t2i_align.data.batch import PairBatch
+from t2i_align.training.parts import Parts
 from t2i_align.training.step import Draws, PairStep
+
+
+class Validation:
+    """Held-out accuracy and sample grids of one run; all processes call it together.
+
+    Make it while the policy still is the base model: a run without a reference measures the base then.
+
+    Args:
+        config: the run; data, validation, batch size and run folder are read.
+        backbone: the policy.
+        parts: of the run.
+        accelerator: processes.
+    """
+
+    def __init__(self, config: RunConfig, backbone: Backbone, parts: Parts, accelerator: Accelerator) -> None:
+        self._config, self._backbone, self._step, self._accelerator = config, backbone, parts.step, accelerator
+        self._probe: HeldoutProbe | None = None
+        if parts.heldout is None:
+            return
+        pairs, step = parts.heldout
+        share = -(-config.validation.heldout_pairs // accelerator.num_processes)
+        with evaluating(backbone.unet):
+            self._probe = HeldoutProbe(
+                step,
+                lambda: pairs.heldout_batches(share, config.training.train_batch_size),
+                config.validation.heldout_draws,
+                backbone.reference if backbone.has_reference else None,
+            )
+
+    @torch.no_grad()
+    def heldout(self) -> dict[str, float]:
+        """Mean accuracy, d_w, d_l and margin over the held-out pairs of all processes; empty without such pairs."""
+        if self._probe is None:
+            return {}
+        rows = self._probe.measure()  # processes may hold different numbers of pairs: reduce sums and counts
+        sums = torch.cat([rows.sum(0), torch.tensor([float(len(rows))])]).to(self._accelerator.device)
+        *sums, count = self._accelerator.reduce(sums, reduction="sum").tolist()
+        accuracy, d_winner, d_loser = (value / count for value in sums)
+        return {
+            "heldout/implicit_accuracy": accuracy,
+            "heldout/d_w": d_winner,
+            "heldout/d_l": d_loser,
+            "heldout/margin": d_loser - d_winner,
+        }
+
+    @torch.no_grad()
+    def draw(self, step: int) -> None:
+        """Write ``samples/step-N.png``, the validation prompts in a grid, once for every user that is shown."""
+        validation, rank = self._config.validation, self._accelerator.process_index
+        if not validation.validation_prompts:
+            return
+        for word, sampling in self._step.validation_users(validation.guidance_scale > 1):
+            folder = Path(self._config.output_dir) / "samples" / f"step-{step}{word}"
+            with sampling:
+                draw_samples(self._backbone.pipeline(), validation, folder, rank, self._accelerator.num_processes)
+            self._accelerator.wait_for_everyone()
+            if self._accelerator.is_main_process:
+                compose_grid(folder, validation.validation_prompts, folder.with_name(f"{folder.name}.png"))
 
 
 class HeldoutProbe:
