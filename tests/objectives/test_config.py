@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from t2i_align.errors import UserError
@@ -118,10 +119,31 @@ def test_listing() -> None:
     assert list(rows) == list(PRESETS)
     assert rows["gapo"].reads == ("scores",) and rows["dpo"].reads == ()
     text = describe("dpo_shift")
-    for part in ("arXiv 2502.07599", "lam = 0.75", "log 2 = 0.693147", "shared_noise", "initial"):
+    for part in (
+        "arXiv 2502.07599",
+        "lam: 0.75",
+        "log 2 = 0.693147",
+        "shared_noise",
+        "initial",
+        "policy and reference",
+    ):
         assert part in text
+    assert "reads" not in text and "scores (a score in [0, 1] of every picture)" in describe("gapo")
     with pytest.raises(UserError, match="did you mean 'dpo_shift'"):
         describe("dpo_shif")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_is_shown_can_be_written(name: str) -> None:
+    """Every option line is YAML that the slot takes back."""
+    objective, slot = build(name), ""
+    for line in describe(name).splitlines():
+        if line.startswith("    ") and line[4] != " ":
+            slot = line.split()[0]
+        elif line.startswith(" " * 17):
+            option, _, value = line.split("  (")[0].strip().partition(": ")
+            changed = build(name, **{slot: {option: yaml.safe_load(value)}})
+            assert changed.slots == objective.slots, line
 
 
 def test_the_package_is_light_until_used() -> None:
