@@ -6,15 +6,17 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
+from t2i_align.config.loading import load_config
 from t2i_align.errors import UserError
 from t2i_align.objectives import build, resolve
+from t2i_align.study.config import Setting, load_study
 from t2i_align.training.metrics import read_metrics
 from t2i_align.training.run import train
-from tests.training.runs import run_config, write_pairs
+from tests.training.runs import write_pairs
 
-PAGE = (Path(__file__).parents[1] / "docs" / "adding-an-objective.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "adding-an-objective.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -35,15 +37,32 @@ def test_the_file_is_short_and_the_numbers_are_those_of_the_page(workplace: Path
     exec(compile(check, "adding-an-objective.md", "exec"), {})
 
 
+def as_on_the_page(text: str, workplace: Path) -> Path:
+    """A YAML file of the page; what it extends lies where the page says, seen from the repository."""
+    name = text.splitlines()[0].removeprefix("# ")
+    (workplace / name).write_text(text.replace("extends: ", f"extends: {ROOT}/"))
+    return workplace / name
+
+
 def test_it_trains_from_its_yaml(workplace: Path, tiny_sd: Path) -> None:
-    settings = yaml.safe_load(blocks("yaml")[0])
-    assert settings["extends"] == "configs/base/shapes.yaml"
+    """With a smaller model, pairs and budget than the page's."""
     pairs = write_pairs(workplace / "pairs.parquet")
-    config = run_config(tiny_sd, pairs, workplace / "run", training={"max_train_steps": 2} | settings["training"])
-    config = config.model_copy(update={"objective": type(config.objective).model_validate(settings["objective"])})
-    train(config)
-    first = read_metrics(workplace / "run" / "metrics.jsonl")[0]
+    small = {"model.pretrained_model_name_or_path": tiny_sd, "data.source": pairs, "data.heldout_source": "null"}
+    small |= {"data.resolution": 32, "training.train_batch_size": 2, "training.max_train_steps": 2}
+    config = load_config(
+        as_on_the_page(blocks("yaml")[0], workplace),
+        [*(f"{key}={value}" for key, value in small.items()), "validation.validation_prompts=[]"],
+    )
+    result = train(config)
+    assert str(result.output_dir) == "runs/shapes-smooth-hinge"
+    first = read_metrics(result.output_dir / "metrics.jsonl")[0]
     assert first["loss"] == pytest.approx(0.125, abs=1e-6)  # m = 1/2: m^2 / 2
+
+
+def test_it_stands_in_a_study_beside_the_others(workplace: Path) -> None:
+    study = load_study(as_on_the_page(blocks("yaml")[1], workplace))
+    assert study.methods["smooth_hinge"].settings == [Setting(5e-5, 2000)]
+    assert {"dpo", "sft"} < set(study.methods) and study.output_dir == "runs/my-study"
 
 
 def test_what_a_run_writes_down_resolves_again(workplace: Path) -> None:

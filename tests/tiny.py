@@ -35,6 +35,7 @@ NOISE_SCHEDULE = {
 
 def make_sdxl(
     path: str | Path,
+    prediction_type: str = "epsilon",
     *,
     latent_channels: int = 4,
     downsamples: int = 2,
@@ -50,6 +51,7 @@ def make_sdxl(
 
     Args:
         path: folder to write.
+        prediction_type: what the UNet names, epsilon or v_prediction.
         latent_channels: channels C of the latents.
         downsamples: the VAE divides each side by 2 ** downsamples.
         sample_size: side of the latents that `pipe()` draws by default.
@@ -90,7 +92,7 @@ def make_sdxl(
         tokenizer=make_tokenizer(pad_token="<|endoftext|>"),
         tokenizer_2=make_tokenizer(pad_token="!"),
         unet=unet,
-        scheduler=EulerDiscreteScheduler(**NOISE_SCHEDULE, timestep_spacing="leading"),
+        scheduler=EulerDiscreteScheduler(**NOISE_SCHEDULE, prediction_type=prediction_type, timestep_spacing="leading"),
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
     )

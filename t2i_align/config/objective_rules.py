@@ -78,7 +78,7 @@ def _rollout(objective: Objective) -> Iterator[Problem]:
 
 
 def _online(config: RunConfig, objective: Objective) -> Iterator[Problem]:
-    lacking = {"scores"} & objective.data_needs if objective.layout == "pair" else set()
+    lacking = {"scores", "user_shares"} & objective.data_needs if objective.layout == "pair" else set()
     if config.data.loser_captions == "as_given":
         lacking |= objective.data_needs & {"captions"}
     if lacking:

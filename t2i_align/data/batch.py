@@ -26,8 +26,8 @@ class PairBatch:
         margins: reward name -> ``[B]`` score(winner) - score(loser).
         users: B user ids or None.
         prompt_loser: embeddings of the loser's caption for double-caption data, else None.
-        scores: ``[B, 2]`` scores of (winner, loser), where the objective reads them.
-        frequencies, difficulty: ``[B]``, see `derived.DerivedColumns`, where the objective reads them.
+        columns: what else the objective reads, by name in `PairErrors`: ``scores`` ``[B, 2]`` of (winner, loser), and
+            the ``[B]`` columns of `derived.derive`.
     """
 
     ids: list[str]
@@ -42,9 +42,7 @@ class PairBatch:
     margins: dict[str, Tensor] = field(default_factory=dict)
     users: list[str | None] = field(default_factory=list)
     prompt_loser: PromptEmbeddings | None = None
-    scores: Tensor | None = None
-    frequencies: Tensor | None = None
-    difficulty: Tensor | None = None
+    columns: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -68,9 +66,7 @@ class PairBatch:
             margins={name: value.to(device) for name, value in self.margins.items()},
             users=self.users,
             prompt_loser=None if self.prompt_loser is None else self.prompt_loser.to(device),
-            scores=move(self.scores),
-            frequencies=move(self.frequencies),
-            difficulty=move(self.difficulty),
+            columns={name: value.to(device) for name, value in self.columns.items()},
         )
 
 

@@ -1,13 +1,12 @@
-"""What objectives read about a pair beyond its label: how rare its scores are, how hard it is.
+"""What objectives read about a pair beyond its label: how rare its scores are, how hard it is, how busy its user is.
 
-Both follow from a reward's gap |score_0 - score_1| over the whole training source, so they are columns of the run and
-not of the file.
+All follow from the whole training source, so they are columns of the run and not of the file.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,27 +19,21 @@ HOW_TO_SCORE = "add score_0 and score_1, in [0, 1], to every pair (docs/data.md)
 HOW_TO_MARGIN = "add margins or scores to the pairs; t2i-align rewards label writes the margins of reward models"
 
 
-@dataclass(frozen=True)
-class DerivedColumns:
-    """Numbers per training pair; None where no objective reads them.
-
-    Attributes:
-        frequencies: ``[N]`` in (0, 1], share of the pairs whose reward gap lies in the same of
-            `FREQUENCY_BINS` equal bins.
-        difficulty: ``[N]`` in [0, 1), share of the pairs with a wider gap; 0 is the widest.
-    """
-
-    frequencies: np.ndarray | None = None
-    difficulty: np.ndarray | None = None
-
-
-def derive(source: PairSource, needs: Collection[str], margin: str | None = None) -> DerivedColumns:
-    """Check that a source holds what an objective reads, and work out what follows from its rewards.
+def derive(source: PairSource, needs: Collection[str], margin: str | None = None) -> dict[str, np.ndarray]:
+    """Check that a source holds what an objective reads, and work out what follows from the whole of it.
 
     Args:
         source: the training pairs.
         needs: `Objective.data_needs`.
         margin: reward to read where the data hold several.
+
+    Returns:
+        A number per training pair ``[N]`` for each of these that is needed:
+
+        * ``frequencies`` in (0, 1]: share of the pairs whose reward gap |score_0 - score_1| lies in the same of
+          `FREQUENCY_BINS` equal bins;
+        * ``difficulty`` in [0, 1): share of the pairs with a wider gap; 0 is the widest;
+        * ``user_shares``: pairs of the pair's user over the mean number of pairs of a user.
 
     Raises:
         UserError: the data lack something; says what to add.
@@ -53,9 +46,10 @@ def derive(source: PairSource, needs: Collection[str], margin: str | None = None
         )
     if "scores" in needs:
         _check_scores(source)
+    columns = {"user_shares": user_shares(source)} if "user_shares" in needs else {}
     gap_readers = sorted({"margins", "frequencies", "difficulty"} & set(needs))
     if not gap_readers:
-        return DerivedColumns()
+        return columns
     if not source.margin_names:
         raise UserError(
             f"The objective reads {', '.join(gap_readers)}, and the pairs have neither margins nor scores.",
@@ -63,12 +57,13 @@ def derive(source: PairSource, needs: Collection[str], margin: str | None = None
             HOW_TO_MARGIN,
         )
     if gap_readers == ["margins"] and margin is None:  # an objective may read several by name
-        return DerivedColumns()
+        return columns
     gaps = np.abs(source.gaps(margin_name(source, margin)))
-    return DerivedColumns(
-        frequencies=frequencies(gaps) if "frequencies" in needs else None,
-        difficulty=difficulty(gaps) if "difficulty" in needs else None,
-    )
+    if "frequencies" in needs:
+        columns["frequencies"] = frequencies(gaps)
+    if "difficulty" in needs:
+        columns["difficulty"] = difficulty(gaps)
+    return columns
 
 
 def margin_name(source: PairSource, name: str | None) -> str:
@@ -85,6 +80,24 @@ def margin_name(source: PairSource, name: str | None) -> str:
         f"{'no name' if name is None else name}; the data have {', '.join(names)}",
         "name one of them in the slot that reads it, for example weight: {margin: " + names[0] + "}",
     )
+
+
+def user_shares(source: PairSource) -> np.ndarray:
+    """``[N]`` pairs of each pair's user over the mean number of pairs of a user; 1 where all are equally busy.
+
+    Raises:
+        UserError: some pair has no user.
+    """
+    users = source.users()
+    unknown = users.count(None)
+    if unknown:
+        raise UserError(
+            "The objective weighs pairs by who gave them, and not all pairs say.",
+            f"{unknown} of {len(users)} pairs of {source.table.address} have no user_id",
+            "add user_id to every pair (docs/data.md), or use weight: none",
+        )
+    counts = Counter(users)
+    return np.array([counts[user] for user in users]) * (len(counts) / len(users))
 
 
 def frequencies(gaps: np.ndarray) -> np.ndarray:

@@ -199,7 +199,6 @@ class PairProvider:
         winner, loser = reader.latents(data).to(self._device).chunk(2)
         ids = [record.pair_id for record in records]
         dropped = self._dropped(ids, epochs) if training else [False] * len(ids)
-        columns = self._needed_columns(indices, records) if training else {}
         return PairBatch(
             ids=ids,
             epochs=epochs,
@@ -217,15 +216,12 @@ class PairProvider:
                 name: self._column([(r.margins or {})[name] for r in records]) for name in reader.source.margin_names
             },
             users=[record.user_id for record in records],
-            **columns,
+            columns=self._columns(indices, records) if training else {},
         )
 
-    def _needed_columns(self, indices: list[int], records: list[PairRecord]) -> dict[str, Tensor]:
-        """What the objective reads beyond labels and margins, by field of the batch."""
-        derived = {"frequencies": self._derived.frequencies, "difficulty": self._derived.difficulty}
-        columns = {
-            name: self._column(values[indices].tolist()) for name, values in derived.items() if values is not None
-        }
+    def _columns(self, indices: list[int], records: list[PairRecord]) -> dict[str, Tensor]:
+        """What the objective reads beyond labels and margins."""
+        columns = {name: self._column(values[indices].tolist()) for name, values in self._derived.items()}
         if "scores" in self._needs:
             scores = torch.tensor([record.scores for record in records], dtype=torch.float32)
             columns["scores"] = send(scores, self._device)

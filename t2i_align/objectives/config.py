@@ -11,7 +11,7 @@ from t2i_align.errors import UserError
 from t2i_align.objectives.anchors import ANCHORS
 from t2i_align.objectives.base import SLOT_NAMES, Choice, choose, nearest
 from t2i_align.objectives.combinations import check_combination
-from t2i_align.objectives.errors import ERRORS
+from t2i_align.objectives.error_metrics import ERRORS
 from t2i_align.objectives.latents import LATENTS
 from t2i_align.objectives.links import LINKS
 from t2i_align.objectives.logits import LOGITS

@@ -24,6 +24,7 @@ NEEDS = {
     "labels": "how sure the preference is; 0.5 is a tie",
     "margins": "reward margins, such as t2i-align rewards label writes",
     "scores": "a score in [0, 1] of every picture",
+    "user_shares": "how busy the pair's user is, worked out from user_id",
 }
 NOTATION = (
     "e, r: mean squared error of policy and reference on one picture; d = e - r; h = d_l - d_w",

@@ -23,7 +23,7 @@ from t2i_align.objectives.types import ObjectiveOutput, PairErrors
 from t2i_align.objectives.weights import Weight
 
 # Fields of the record that come from the data set; the others the loop knows by itself.
-DATA_FIELDS = frozenset({"margins", "labels", "scores", "frequencies", "difficulty"})
+DATA_FIELDS = frozenset({"margins", "labels", "scores", "frequencies", "difficulty", "user_shares"})
 # captions (a caption per picture) is a need of the data too, but no field: it acts through the prompts.
 EXPECTED_DIMS = {"pair": 1, "single": 1, "labelled": 1, "group": 2, "ranked": 2}
 

@@ -12,6 +12,7 @@ from t2i_align.errors import UserError
 
 Gather = Callable[[Tensor], Tensor]
 ERROR_FIELDS = ("policy_winner", "policy_loser", "reference_winner", "reference_loser")
+PER_ITEM_FIELDS = ("timesteps", "weights", "labels", "frequencies", "difficulty", "user_shares")  # [B]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,7 @@ class PairErrors:
         scores: ``[B, 2]`` rewards of (winner, loser), or ``[B, K]`` of the ranked images.
         frequencies: ``[B]`` in (0, 1], estimated share of the data whose scores look like this pair's.
         difficulty: ``[B]`` in [0, 1], quantile of the pair's reward gap in the data set; 0 is the widest gap.
+        user_shares: ``[B]`` positive, pairs of the item's user over the mean number of pairs of a user.
         snr: ``[T]`` signal-to-noise ratio of each training timestep, see :func:`snr_table`.
         prediction_type: parametrisation the errors are measured in (diffusers spelling).
         num_timesteps: T of the training schedule.
@@ -62,6 +64,7 @@ class PairErrors:
     scores: Tensor | None = None
     frequencies: Tensor | None = None
     difficulty: Tensor | None = None
+    user_shares: Tensor | None = None
     snr: Tensor | None = None
     prediction_type: str = "epsilon"
     num_timesteps: int = 1000
@@ -82,7 +85,7 @@ class PairErrors:
                 raise ValueError(f"{name} must be float32 (reduce squared errors in float32), got {value.dtype}")
             if value.dim() not in (1, 2) or value.shape != first.shape:
                 raise ValueError(f"{name} must be [B] or [B, K] like policy_winner, got {list(value.shape)}")
-        for name in ("timesteps", "weights", "labels", "frequencies", "difficulty"):
+        for name in PER_ITEM_FIELDS:
             self._check_per_item(name, getattr(self, name))
         if isinstance(self.margins, Mapping):
             for name, value in self.margins.items():
@@ -167,14 +170,7 @@ class PairErrors:
 
     def select(self, index: Tensor) -> PairErrors:
         """The items at ``index`` (long or bool), everything per item included."""
-        per_item = set(ERROR_FIELDS) | {
-            "timesteps",
-            "weights",
-            "labels",
-            "scores",
-            "frequencies",
-            "difficulty",
-        }
+        per_item = {*ERROR_FIELDS, *PER_ITEM_FIELDS, "scores"}
         changes = {}
         for field in fields(self):
             value = getattr(self, field.name)

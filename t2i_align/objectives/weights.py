@@ -166,6 +166,26 @@ class Curriculum(DataWeight):
         return torch.ones_like(difficulty) if share >= 1.0 else (difficulty < share).to(difficulty)
 
 
+class UserBalance(DataWeight):
+    """Pairs of people who gave many count less, so that a few busy ones do not decide for all.
+
+    At exponent 1 every user counts alike, however many pairs are theirs; towards 0 every pair does. The mean over the
+    data is 1 at exponent 1, so the loss keeps its scale.
+    """
+
+    formula = "share^-exponent, share = pairs of the user / mean pairs of a user"
+    paper = "-"
+    reads = frozenset({"user_shares"})
+    layouts = ALL_LAYOUTS - {"group", "ranked"}
+    name: Literal["user_balance"] = "user_balance"
+    exponent: float = Field(
+        default=1.0, gt=0, le=1, description="1: every user alike; smaller: nearer to every pair alike"
+    )
+
+    def raw(self, inputs: PairErrors) -> Tensor:
+        return inputs.required("user_shares") ** -self.exponent
+
+
 WEIGHTS: dict[str, type[Weight]] = {
     "none": NoWeight,
     "confidence": Confidence,
@@ -173,4 +193,5 @@ WEIGHTS: dict[str, type[Weight]] = {
     "rarity": Rarity,
     "adaptive_margin": AdaptiveMargin,
     "curriculum": Curriculum,
+    "user_balance": UserBalance,
 }

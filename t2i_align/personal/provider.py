@@ -196,8 +196,8 @@ def turn(batch: PairBatch, which: Tensor, preferred: Tensor) -> PairBatch:
     if batch.prompt_loser is not None:
         prompts["prompt"] = batch.prompt.where(~which, batch.prompt_loser)
         prompts["prompt_loser"] = batch.prompt_loser.where(~which, batch.prompt)
-    if batch.scores is not None:
-        prompts["scores"] = chosen(batch.scores, batch.scores.flip(1))
+    if (scores := batch.columns.get("scores")) is not None:
+        prompts["columns"] = {**batch.columns, "scores": chosen(scores, scores.flip(1))}
     return replace(
         batch,
         winner=winner,

@@ -60,9 +60,7 @@ def as_labelled(batch: PairBatch) -> Items:
     """Two items per pair, each with draws of its own: the winner, desirable with its probability, and the loser."""
     pairs = as_pairs(batch)
     columns: dict[str, Any] = {"labels": torch.cat([batch.preferred, 1.0 - batch.preferred])}
-    for name in ("frequencies", "difficulty"):
-        if (value := getattr(batch, name)) is not None:
-            columns[name] = value.repeat(2)
+    columns |= {name: value.repeat(2) for name, value in batch.columns.items() if value.dim() == 1}
     if batch.margins:
         columns["margins"] = {name: value.repeat(2) for name, value in batch.margins.items()}
     return Items(
@@ -97,9 +95,7 @@ LAYOUTS: dict[str, Callable[[Any], Items]] = {
 
 
 def _columns(batch: PairBatch) -> dict[str, Any]:
-    names = ("scores", "frequencies", "difficulty")
-    columns = {name: getattr(batch, name) for name in names if getattr(batch, name) is not None}
-    return {"labels": batch.preferred, **({"margins": batch.margins} if batch.margins else {}), **columns}
+    return {"labels": batch.preferred, **({"margins": batch.margins} if batch.margins else {}), **batch.columns}
 
 
 def sides(errors: Tensor, count: int, layout: str) -> tuple[Tensor, Tensor | None]:

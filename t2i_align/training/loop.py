@@ -72,8 +72,11 @@ class Loop:
         step: turns a batch into a per-pair loss.
         provider: fills batches; a dataset or, for on-policy methods, a rollout.
         policy: the prepared (possibly wrapped) denoiser.
+        parameters: what is trained; their gradients are clipped together.
         optimizer, scheduler: prepared optimiser; schedule in optimiser steps.
         hooks: logging, checkpoints, validation.
+        ema: the average that follows, or None.
+        finished_steps, train_seconds: where a resumed run goes on.
     """
 
     config: RunConfig

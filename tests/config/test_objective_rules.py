@@ -46,6 +46,8 @@ NONSENSE: list[tuple[str, list[str], str]] = [
     # against online pairs
     ("{preset: gapo}", [ONLINE], "do not hold scores"),
     ("{preset: dcpo}", [ONLINE], "do not hold captions"),
+    ("{preset: dpo, weight: user_balance}", [ONLINE], "do not hold user_shares"),
+    ("{preset: dpo, weight: user_balance}", [ROLLOUT], "does not provide user_shares"),
     ("{preset: ternary}", [ONLINE], "never tie"),
     ("{preset: mdpo}", [ONLINE, "data.list_size=4"], "one a prompt"),
     ("{preset: dro}", [ONLINE], "throw away"),

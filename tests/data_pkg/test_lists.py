@@ -40,6 +40,15 @@ def test_frequencies_count_the_neighbours() -> None:
     assert frequencies(gaps).tolist() == [0.75, 0.75, 0.75, 0.25]
 
 
+def test_user_shares_make_users_equal(tmp_path: Path) -> None:
+    file = write_parquet(tmp_path / "p.parquet", pickapic([1.0] * 4, user_id=[7, 7, 7, 8]))
+    shares = derive(open_source(data_config(file)), {"user_shares"})["user_shares"]
+    assert shares.tolist() == [1.5, 1.5, 1.5, 0.5] and (1 / shares).mean() == pytest.approx(1.0)
+    nobody = write_parquet(tmp_path / "q.parquet", pickapic([1.0] * 4, user_id=[7, None, 7, 8]))
+    with pytest.raises(UserError, match="1 of 4 pairs"):
+        derive(open_source(data_config(nobody)), {"user_shares"})
+
+
 def test_scores_follow_the_winner_and_become_a_margin(tmp_path: Path) -> None:
     file = write_parquet(tmp_path / "p.parquet", pickapic([1.0, 0.0], score_0=[0.9, 0.2], score_1=[0.1, 0.7]))
     config = run_config(file)
@@ -47,9 +56,15 @@ def test_scores_follow_the_winner_and_become_a_margin(tmp_path: Path) -> None:
         config, FakeBackbone(), batch_size=2, accumulation=1, device="cpu", needs={"scores", "difficulty"}
     )
     batch = pairs.batch(0, 0)
-    by_id = dict(zip(batch.ids, zip(batch.scores.tolist(), batch.difficulty.tolist(), strict=True), strict=True))
+    by_id = dict(
+        zip(
+            batch.ids,
+            zip(batch.columns["scores"].tolist(), batch.columns["difficulty"].tolist(), strict=True),
+            strict=True,
+        )
+    )
     assert by_id["0"] == (pytest.approx([0.9, 0.1]), 0.0) and by_id["1"] == (pytest.approx([0.7, 0.2]), 0.5)
-    assert batch.margins["score"].tolist() == pytest.approx([s[0] - s[1] for s in batch.scores.tolist()])
+    assert batch.margins["score"].tolist() == pytest.approx([s[0] - s[1] for s in batch.columns["scores"].tolist()])
 
 
 def test_scores_that_are_no_gains_are_refused(tmp_path: Path) -> None:
@@ -66,7 +81,7 @@ def test_several_margins_need_a_name(tmp_path: Path) -> None:
     source = open_source(data_config(file))
     with pytest.raises(UserError, match="told which reward margin"):
         derive(source, {"difficulty"})
-    assert derive(source, {"difficulty"}, "b").difficulty is not None
+    assert set(derive(source, {"difficulty"}, "b")) == {"difficulty"}
 
 
 def test_ranks_become_win_shares(tmp_path: Path) -> None:

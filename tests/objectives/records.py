@@ -46,6 +46,7 @@ def random_record(objective: Objective, batch: int = 6, seed: int = 0, at_refere
         "scores": uniform(*shape) if objective.layout == "ranked" else uniform(batch, 2).sort(-1, descending=True)[0],
         "frequencies": 0.1 + 0.8 * uniform(batch),
         "difficulty": torch.zeros(batch, dtype=torch.float64),
+        "user_shares": 0.5 + uniform(batch),
         "timesteps": torch.randint(0, 1000, (batch,), generator=generator),
         "snr": torch.linspace(4.0, -3.0, 1000, dtype=torch.float64).exp(),
         "max_steps": 100,

@@ -19,6 +19,7 @@ def everything() -> list[Objective]:
     """Every preset, and the variants with a statistic of the batch."""
     variants = [
         build("gapo", weight={"normalize": True}),
+        build("dpo", weight={"name": "user_balance", "normalize": True}),
         build("kto", items="labelled", reference_point="class_means"),
         build("mipo", link="unbiased_square"),
         build("dpo", timestep={"weighting": "min_snr"}),

@@ -150,6 +150,14 @@ def test_a_pair_that_contradicts_its_scores_has_no_gain() -> None:
     assert build("gapo", beta=100)(record).loss.item() == 0.0
 
 
+def test_busy_users_count_less() -> None:
+    record = by_hand(0.28, 0.41, 0.30, 0.40, user_shares=column(4.0))
+    plain = 0.2014132779827524
+    for exponent, weight in ((1.0, 0.25), (0.5, 0.5)):
+        objective = build("dpo", beta=100, weight={"name": "user_balance", "exponent": exponent})
+        assert objective(record).loss.item() == pytest.approx(weight * plain)
+
+
 def test_the_anchor_pulls_only_what_is_preferred() -> None:
     errors = torch.tensor([[0.2, 0.3, 0.4], [0.5, 0.6, 0.7]], dtype=torch.float64)
     scores = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.2, 0.3]], dtype=torch.float64)

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from t2i_align.errors import UserError
-from t2i_align.objectives.error_metrics import Denoised, EpsilonError, VelocityError, mean_squared_error
-from t2i_align.objectives.errors import ERRORS
+from t2i_align.objectives.error_metrics import ERRORS, Denoised, EpsilonError, VelocityError, mean_squared_error
 from t2i_align.objectives.latents import IndependentNoise, LatentRequest, Latents, SharedNoise
 
 SIGNAL = torch.tensor([0.9, 0.5, 0.1])  # cumulative alpha of three timesteps

@@ -14,8 +14,7 @@ from torch import Tensor
 from t2i_align.backbones.embeddings import PromptEmbeddings
 from t2i_align.errors import UserError
 from t2i_align.objectives import PairErrors, build, snr_table
-from t2i_align.objectives.error_metrics import CleanError, Denoised, PredictionError
-from t2i_align.objectives.feature_error import PerceptualError
+from t2i_align.objectives.error_metrics import CleanError, Denoised, PerceptualError, PredictionError
 from t2i_align.objectives.latents import DdimInversion, LatentRequest, PolicyRollout, SharedNoise, TruncatedRollout
 from tests.objectives.golden import FOLDER, TENSORS
 
@@ -215,6 +214,17 @@ def test_the_error_of_clean_latents(kind: str) -> None:
     squared = PredictionError()(record) * ((1 - signal) / signal if kind == "epsilon" else (1 - signal))
     assert torch.allclose(CleanError(huber=0)(record), squared, rtol=1e-6)
     assert (CleanError(huber=1e-3)(record) > 0).all()
+
+
+def test_a_mask_chooses_what_counts_in_every_error_it_is_defined_for() -> None:
+    record, left = denoised([300, 800]), torch.zeros(4)
+    left[:2] = 1.0  # columns of the latents
+    narrow = {name: getattr(record, name)[..., :2] for name in ("prediction", "target", "noisy")}
+    for metric in (PredictionError(), CleanError(), CleanError(huber=0)):
+        masked = metric(replace(record, mask=left))
+        assert torch.allclose(masked, metric(replace(record, **narrow))) and not torch.allclose(masked, metric(record))
+    with pytest.raises(ValueError, match="nothing about features"):
+        PerceptualError()(replace(denoised([300], lambda x, t: [x]), mask=left))
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ ONES = torch.ones(6, dtype=torch.float64)
         ("rdpo", {"label_smoothing": 0.0}, {}),
         ("dpo", {"link": "soft_label"}, {"labels": ONES}),
         ("dpo", {"weight": "confidence"}, {"labels": ONES}),
+        ("dpo", {"weight": "user_balance"}, {"user_shares": ONES}),
         ("gapo", {}, {"scores": torch.stack([ONES, 0 * ONES], 1)}),
         ("video_dpo_weight", {"numerator": 0.5}, {"frequencies": 0.5 * ONES}),
         ("madpo", {}, {"margins": 0 * ONES}),

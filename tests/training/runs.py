@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from PIL import Image
 
+from t2i_align.config.loading import load_config
 from t2i_align.config.schema import RunConfig
+from t2i_align.training.metrics import read_metrics
+from t2i_align.training.run import train
 
 CAPTIONS = ("a red circle", "a blue square", "a green star", "a small yellow ring")
 
@@ -67,3 +72,29 @@ def run_settings(folder: Path, pairs: Path, output_dir: Path, **sections: dict) 
 def run_config(folder: Path, pairs: Path, output_dir: Path, **sections: dict) -> RunConfig:
     """The same as a checked configuration."""
     return RunConfig.model_validate(run_settings(folder, pairs, output_dir, **sections))
+
+
+def start(pipeline: Path, source: Path, folder: Path, objective: dict, **sections: Any) -> list[dict]:
+    """Logged steps of a run of two steps, started from a YAML file as a user does."""
+    sections["training"] = {"max_train_steps": 2, **sections.get("training", {})}
+    settings = run_settings(pipeline, source, folder / "run", **sections)
+    settings["objective"] = objective
+    if settings["model"].get("train") == "full":
+        del settings["model"]["lora"]  # full training does not read it
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    train(load_config(file, []))
+    return [row for row in read_metrics(folder / "run" / "metrics.jsonl") if "loss" in row]
+
+
+def write_scored(pairs: Path) -> Path:
+    """The same pairs beside the file, with a score of every picture, the preferred one's higher."""
+    table = pq.read_table(pairs)
+    wins = [label == 1.0 for label in table["label_0"].to_pylist()]
+    better = [0.5 + 0.04 * index for index in range(len(wins))]
+    for side in (0, 1):
+        scores = [high if wins[index] == (side == 0) else 0.3 for index, high in enumerate(better)]
+        table = table.append_column(f"score_{side}", pa.array(scores))
+    path = pairs.with_name("scored.parquet")
+    pq.write_table(table, path)
+    return path

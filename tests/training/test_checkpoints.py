@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from t2i_align.errors import UserError
+from t2i_align.objectives import resolve
 from t2i_align.training.checkpoints import (
     TrainState,
     list_checkpoints,
@@ -11,6 +12,10 @@ from t2i_align.training.checkpoints import (
     resolve_resume,
     save_checkpoint,
 )
+from t2i_align.training.identity import settings_identity
+from t2i_align.training.run import train
+
+from .runs import run_config, write_pairs
 
 
 def make_state(seed: int = 0, width: int = 3) -> TrainState:
@@ -63,10 +68,25 @@ def test_another_run_is_refused(tmp_path):
         load_checkpoint(tmp_path / "checkpoint-1", make_state(), {"seed": 2})
 
 
+def test_other_settings_are_refused_before_a_model_is_loaded(tmp_path):
+    latest = {"resume_from_checkpoint": "latest"}
+    config = run_config(tmp_path / "no-model", write_pairs(tmp_path / "pairs.parquet"), tmp_path, training=latest)
+    identity = settings_identity(config, resolve(config.objective), num_processes=1)
+    save_checkpoint(tmp_path, 1, make_state(), {**identity, "effective_batch": 64, "pairs": "abc"}, limit=None)
+    with pytest.raises(UserError, match="effective_batch: 64 then, 2 now"):
+        train(config)
+    save_checkpoint(tmp_path, 2, make_state(), {**identity, "pairs": "abc"}, limit=None)
+    with pytest.raises(UserError, match="no-model"):  # the next thing that is looked at
+        train(config)
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     path = save_checkpoint(tmp_path, 1, make_state(), {}, limit=None)
     data = (path / "trainable.safetensors").read_bytes()
     (path / "trainable.safetensors").write_bytes(data[:20])
+    with pytest.raises(UserError, match="cannot be read"):
+        load_checkpoint(path, make_state(), {})
+    (path / "state.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be read"):
         load_checkpoint(path, make_state(), {})
 

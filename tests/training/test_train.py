@@ -98,7 +98,7 @@ def launch(settings: dict, folder: Path, processes: int = 1) -> subprocess.Popen
 
 
 def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     return output
 

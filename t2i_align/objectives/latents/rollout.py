@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
@@ -12,6 +12,9 @@ from t2i_align.objectives.latents.base import LAGGING, Denoiser, Lag, LatentRequ
 from t2i_align.objectives.latents.noise import IndependentNoise
 from t2i_align.objectives.parametrisation import at_level, clean_and_noise
 from t2i_align.randomness import addressed_uniform
+
+if TYPE_CHECKING:
+    from t2i_align.backbones.embeddings import PromptEmbeddings
 
 
 class PolicyRollout(Latents):
@@ -51,7 +54,12 @@ class PolicyRollout(Latents):
         )
 
     def _sample(
-        self, backbone: Denoiser, request: LatentRequest, timesteps: Tensor, prompt, ids: Tensor | None
+        self,
+        backbone: Denoiser,
+        request: LatentRequest,
+        timesteps: Tensor,
+        prompt: PromptEmbeddings,
+        ids: Tensor | None,
     ) -> Tensor:
         """States ``[B, C, h, w]`` at the items' own timesteps, from pure noise downwards without guidance."""
         table, last = backbone.alphas_cumprod.to(request.latents), backbone.num_train_timesteps - 1
@@ -105,7 +113,7 @@ class TruncatedRollout(Latents):
         return NoisyLatents(noisy, later, backbone.target(clean, noise, later))
 
     def _descend(
-        self, backbone: Denoiser, state: Tensor, level: Tensor, empty, ids: Tensor | None
+        self, backbone: Denoiser, state: Tensor, level: Tensor, empty: PromptEmbeddings, ids: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Last estimate of x_0, the state reached, and its timestep ``[B]``."""
         table = backbone.alphas_cumprod.to(state)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from t2i_align.objectives.anchors import WinnerError
-from t2i_align.objectives.error_metrics import CleanError
-from t2i_align.objectives.feature_error import PerceptualError
+from t2i_align.objectives.error_metrics import CleanError, PerceptualError
 from t2i_align.objectives.latents import DdimInversion, PolicyRollout, TruncatedRollout
 from t2i_align.objectives.links.pairwise import Hinge, NoLink, Softplus
 from t2i_align.objectives.logits.pairwise import Full, Reversed, SmoothedByScore

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from t2i_align.errors import UserError
-from t2i_align.objectives.error_metrics import Denoised, ErrorMetric, mean_squared_error
+from t2i_align.objectives.error_metrics.base import Denoised, ErrorMetric, mean_squared_error
 from t2i_align.objectives.parametrisation import clean_and_noise
 
 
@@ -33,6 +33,8 @@ class PerceptualError(ErrorMetric):
     def __call__(self, denoised: Denoised) -> Tensor:
         if denoised.noisy is None or denoised.features is None:
             raise ValueError("errors in features need the noisy latents and a feature extractor")
+        if denoised.mask is not None:
+            raise ValueError("a mask on latents says nothing about features")
         noisy, previous, timesteps = denoised.noisy, self._signal(denoised, -1), denoised.timesteps
         signal = self._signal(denoised, 0)
         alpha = signal / previous
