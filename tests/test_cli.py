@@ -75,6 +75,7 @@ def raising(monkeypatch: pytest.MonkeyPatch):
 
         module = ModuleType("t2i_align.objectives.listing")
         module.list_presets = list_presets  # type: ignore[attr-defined]
+        module.render_list = str  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
     return _raising
@@ -222,8 +223,8 @@ def test_config_schema() -> None:
 
 def test_objectives_are_listed_and_shown() -> None:
     listed = run("objectives", "list").stdout
-    assert listed.splitlines()[1].split()[:3] == ["dpo", "reference", "sp(-z)"]
-    assert "beta = 5000.0" in run("objectives", "show", "dpo").stdout
+    assert listed.splitlines()[1].split() == ["dpo", "reference", "Diffusion-DPO,", "arXiv", "2311.12908", "sp(-z)"]
+    assert "beta: 5000" in run("objectives", "show", "dpo").stdout
     assert "did you mean 'dpo'?" in run("objectives", "show", "dppo").stderr
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from typing import Annotated
 
 import typer
@@ -11,13 +13,11 @@ app = typer.Typer(help="List and explain objectives.", no_args_is_help=True)
 
 @app.command("list")
 def list_all() -> None:
-    """Every preset: its loss, whether it needs a reference pass, and the paper."""
-    from t2i_align.objectives.listing import list_presets
+    """Every preset: whether it needs a reference pass, the paper, and its loss."""
+    from t2i_align.objectives.listing import list_presets, render_list
 
-    rows = [(row.name, "reference" if row.reference else "-", row.formula, row.paper) for row in list_presets()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(render_list(list_presets(), width))
 
 
 @app.command()

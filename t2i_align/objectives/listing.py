@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from t2i_align.objectives.base import SLOT_NAMES, Choice
@@ -54,6 +54,23 @@ def list_presets() -> list[PresetRow]:
             PresetRow(name, objective.formula, objective.paper, objective.needs_reference, objective.layout, reads)
         )
     return rows
+
+
+def render_list(rows: Sequence[PresetRow], width: int | None) -> str:
+    """The rows as text: one line each, or two where one would not fit.
+
+    Args:
+        rows: of :func:`list_presets`.
+        width: characters of the terminal; None: no limit, for files and pipes.
+    """
+    table = [(row.name, "reference" if row.reference else "-", row.paper, row.formula) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    fits = width is None or sum(widths) + 2 * len(widths) - 2 <= width
+    lines = []
+    for *head, formula in table:
+        start = "  ".join(cell.ljust(size) for cell, size in zip(head, widths, strict=False))
+        lines += [f"{start}  {formula}"] if fits else [start.rstrip(), f"    {formula}"]
+    return "\n".join(lines)
 
 
 def describe(name: str) -> str:

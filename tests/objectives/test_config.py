@@ -6,16 +6,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from t2i_align.config.schema import ModelConfig
 from t2i_align.errors import UserError
 from t2i_align.objectives import ObjectiveConfig, build, describe, list_presets, resolve
 from t2i_align.objectives.base import SLOT_NAMES
 from t2i_align.objectives.config import SLOTS
+from t2i_align.objectives.listing import render_list
 from t2i_align.objectives.presets import PRESETS
 from t2i_align.objectives.timestep_weights import TIMESTEP_WEIGHTS
 
@@ -133,6 +135,15 @@ def test_listing() -> None:
         describe("dpo_shif")
 
 
+def test_the_list_fits_a_terminal_and_is_one_line_each_in_a_pipe() -> None:
+    rows = list_presets()
+    piped, shown = render_list(rows, None).splitlines(), render_list(rows, 80).splitlines()
+    assert [line.split()[0] for line in piped] == list(PRESETS) and all("arXiv" in line for line in piped[1:3])
+    assert [line.split()[0] for line in shown[::2]] == list(PRESETS)
+    assert shown[2:4] == [f"{'dpo':<16}  reference  Diffusion-DPO, arXiv 2311.12908", "    sp(-z)"]
+    assert max(map(len, shown)) <= 100
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_what_is_shown_can_be_written(name: str) -> None:
     """Every option line is YAML that the slot takes back."""
@@ -165,7 +176,8 @@ def test_choices_in_the_documentation_exist() -> None:
     for page in [*(root / "docs").rglob("*.md"), root / "README.md"]:
         for code in (code for code in quoted.findall(page.read_text()) if not code.startswith("```python")):
             wrong += [(page.name, *found) for found in slot.findall(code) if found[1] not in SLOTS[found[0]]]
-    expected = {("reference", name) for name in ("auto", "adapter_off", "frozen_copy")}  # model.reference
+    of_the_model = get_args(ModelConfig.model_fields["reference"].annotation)
+    expected = {("reference", name) for name in of_the_model}
     assert not [found for found in wrong if found[1:] not in expected]
 
 
