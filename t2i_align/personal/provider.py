@@ -178,7 +178,9 @@ class UserPairs(PairProvider):
             return batch
         margins = torch.stack([batch.margins[name] for name in self._section.rewards or ()], dim=1)
         total = (self.reward_users.weights(batch, purpose) * margins / self._rewards).sum(1)
-        return turn(batch, total < 0, torch.where(total == 0, 0.5, 1.0))
+        turned = turn(batch, total < 0, torch.where(total == 0, 0.5, 1.0))
+        # A sign alone would let a reward of weight 0.01 decide all pairs that the other rewards leave open.
+        return replace(turned, weights=turned.weights * total.abs().clamp(max=1.0))
 
 
 def turn(batch: PairBatch, which: Tensor, preferred: Tensor) -> PairBatch:

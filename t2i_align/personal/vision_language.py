@@ -20,7 +20,7 @@ from t2i_align.errors import UserError
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TASK = (
     "These are pairs of pictures. Both pictures of a pair were made for one caption, and the same person chose between "
-    "them every time."
+    "them every time. The pictures are numbered in the order in which you see them."
 )
 QUESTION = (
     "Judge by style, picture quality and aesthetics. First describe both pictures of every pair and how they differ. "
@@ -122,13 +122,18 @@ class VisionLanguageModel:
 
 
 def conversation(choices: Sequence[Choice]) -> list[dict[str, Any]]:
-    """One turn: the task, every pair with its caption, the preferred picture first, and the question."""
+    """One turn: the task, every pair with its caption, the preferred picture first, and the question.
+
+    Pictures have numbers, for there are chat templates that show all pictures before the first word (LLaVA-OneVision's
+    in transformers does) and others that leave them where they stand.
+    """
     content: list[dict[str, Any]] = [{"type": "text", "text": TASK}]
     for number, choice in enumerate(choices, 1):
+        better, worse = 2 * number - 1, 2 * number
         content += [
-            {"type": "text", "text": f'Pair {number}, caption "{choice.caption}". Preferred:'},
+            {"type": "text", "text": f'Pair {number}, caption "{choice.caption}". Picture {better}, preferred:'},
             {"type": "image", "image": choice.winner},
-            {"type": "text", "text": "Not preferred:"},
+            {"type": "text", "text": f"Picture {worse}, not preferred:"},
             {"type": "image", "image": choice.loser},
         ]
     layout = "\n".join(PAIR_LAYOUT.format(number=number) for number in range(1, len(choices) + 1))

@@ -19,7 +19,7 @@ from .users import feature_names, picture_features
 
 logger = logging.getLogger(__name__)
 
-TIE_MARGIN = 0.02
+TIE_MARGIN = 0.1  # of a reward: below it the label would mostly be chance
 
 
 def run(data: str | Path, rewards: Sequence[str]) -> list[Path]:

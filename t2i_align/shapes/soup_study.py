@@ -170,7 +170,7 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     axes = figure.add_subplot()
     for method, points in result["points"].items():
         across, up = [p["first"] for p in points], [p["second"] for p in points]
-        (line,) = axes.plot(across, up, linewidth=1, label=method)
+        (line,) = axes.plot(across, up, linewidth=1, marker="*" if method == "base" else None, label=method)
         before = result["points"]["base"][0]
         for point in points:
             if method != "base":
@@ -179,9 +179,12 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
                 axes.errorbar(point["first"], point["second"], xerr=bars["first"], yerr=bars["second"], **faint)
             fill = "none" if point["dominated"] else line.get_color()
             axes.plot(point["first"], point["second"], "o", markerfacecolor=fill, markeredgecolor=line.get_color())
-            axes.annotate(f"{point['share']:.2f}", (point["first"], point["second"]), fontsize=7)
+            if method != "base":
+                place = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
+                axes.annotate(f"{point['share']:.2f}", (point["first"], point["second"]), **place)
     axes.set_xlabel(f"mean {result['rewards'][0]}")
     axes.set_ylabel(f"mean {result['rewards'][1]}")
+    axes.set_title(f"numbers: weight of {result['rewards'][1]}", fontsize=9)
     axes.legend()
     figure.savefig(path, dpi=100)
 

@@ -90,7 +90,9 @@ def test_the_array_is_the_last_state_of_every_layer_and_depends_on_who_won(vlm):
     content = conversation(images)[0]["content"]
     shown = [part["image"] for part in content if part["type"] == "image"]
     assert shown == [images[0].winner, images[0].loser, images[1].winner, images[1].loser]
-    assert 'caption "a fox"' in content[1]["text"] and "Pair 2: preferred" in content[-1]["text"]
+    told = [part["text"] for part in content if part["type"] == "text"]
+    assert told[1] == 'Pair 1, caption "a fox". Picture 1, preferred:' and told[2] == "Picture 2, not preferred:"
+    assert told[4] == "Picture 4, not preferred:" and "Pair 2: preferred" in told[-1]
 
 
 def test_a_stopped_extraction_goes_on(pairs, tmp_path):

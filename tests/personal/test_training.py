@@ -135,6 +135,7 @@ def test_reward_weights_decide_who_wins(tiny_sd, pairs, tmp_path):
         for row in range(len(batch)):  # the winner is what the heavier of two opposite rewards prefers
             assert (batch.margins["clear"][row] > 0) == (weights[row, 0] > weights[row, 1])
             seen.add(bool(weights[row, 0] > weights[row, 1]))
+        assert torch.allclose(batch.weights, (weights[:, 0] - weights[:, 1]).abs())  # in units of the margins' size, 1
     assert seen == {True, False} and (batch.preferred == 1).all()
     with pytest.raises(UserError, match="no margins"):
         run(tiny_sd, pairs, tmp_path / "none", rewards)

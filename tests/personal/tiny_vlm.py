@@ -18,9 +18,11 @@ from transformers import (
 )
 
 SIDE, PATCH, LAYERS, WIDTH = 28, 14, 2, 16
+# All pictures before all text, as the chat template of LLaVA-OneVision has it.
 CHAT = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}"
+    "{% for part in message['content'] if part['type'] == 'image' %}<image>{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}\n{{ part['text'] }}{% endfor %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
