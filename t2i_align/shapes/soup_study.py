@@ -175,12 +175,12 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
         for point in points:
             if method != "base":
                 bars = {axis: _bar(point, before, axis) for axis in ("first", "second")}
-                faint = {"ecolor": line.get_color(), "elinewidth": 0.7, "alpha": 0.45}
+                faint: dict[str, Any] = {"ecolor": line.get_color(), "elinewidth": 0.7, "alpha": 0.45}
                 axes.errorbar(point["first"], point["second"], xerr=bars["first"], yerr=bars["second"], **faint)
             fill = "none" if point["dominated"] else line.get_color()
             axes.plot(point["first"], point["second"], "o", markerfacecolor=fill, markeredgecolor=line.get_color())
             if method != "base":
-                place = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
+                place: dict[str, Any] = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
                 axes.annotate(f"{point['share']:.2f}", (point["first"], point["second"]), **place)
     axes.set_xlabel(f"mean {result['rewards'][0]}")
     axes.set_ylabel(f"mean {result['rewards'][1]}")
