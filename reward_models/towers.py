@@ -7,8 +7,9 @@ dict. The features are not normalised here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -43,8 +44,44 @@ class ClipTower(Protocol):
         ...
 
 
+class ConvStem(nn.Sequential):
+    """Convolutions in the place of a ViT's patch embedding (Xiao et al. 2021): pictures to a grid of tokens.
+
+    Every second 3 x 3 convolution halves the picture, each is followed by GELU, and a last one, as wide as its stride,
+    brings it to one token per patch. A linear patch embedding mixes all pixels of a patch before anything nonlinear
+    has seen them; how sharp an edge is, for one, is a nonlinear function of single pixels.
+
+    Args:
+        channels: of the 3 x 3 convolutions, `vision_config.stem_channels` of the model's configuration.
+        patch_size: side of a patch in pixels, a multiple of what the halvings amount to.
+        width: of a token.
+    """
+
+    def __init__(self, channels: Sequence[int], patch_size: int, width: int) -> None:
+        halved = 2 ** ((len(channels) + 1) // 2)
+        if patch_size % halved:
+            raise RewardModelError(
+                "stem_channels and patch_size do not fit together",
+                found=f"{len(channels)} convolutions shrink a picture by {halved}, a patch has {patch_size} pixels",
+                fix=f"make patch_size a multiple of {halved}, or give fewer channels",
+            )
+        layers: list[nn.Module] = []
+        for number, (before, after) in enumerate(pairwise([3, *channels])):
+            layers += [nn.Conv2d(before, after, 3, stride=2 - number % 2, padding=1), nn.GELU()]
+        layers.append(nn.Conv2d(channels[-1], width, patch_size // halved, stride=patch_size // halved))
+        super().__init__(*layers)
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the last convolution: transformers reads the dtype of its inputs off it."""
+        return self[-1].weight
+
+
 class HFClipTower(nn.Module):
-    """transformers' CLIPModel with the names of its published checkpoints (no prefix)."""
+    """transformers' CLIPModel with the names of its published checkpoints (no prefix).
+
+    One option beyond transformers' own: `stem_channels` in the vision configuration, see `ConvStem`.
+    """
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -52,7 +89,11 @@ class HFClipTower(nn.Module):
 
         self.clip = CLIPModel(config)
         self.config = config
-        self.image_size = int(config.vision_config.image_size)
+        vision = config.vision_config
+        if channels := getattr(vision, "stem_channels", None):
+            stem = ConvStem(channels, vision.patch_size, vision.hidden_size)
+            self.clip.vision_model.embeddings.patch_embedding = stem
+        self.image_size = int(vision.image_size)
         self.context_length = int(config.text_config.max_position_embeddings)
         self.vocab_size = int(config.text_config.vocab_size)
 

@@ -40,7 +40,9 @@ ORACLE_CHUNK = 128  # pairs measured together
 class PretrainingConfig(Section):
     """The start of a head of the shapes world, see `t2i_align.rewards.pretraining`."""
 
-    towers: str | None = Field(None, description="a start of equal sizes to take both towers from: nothing is trained")
+    towers: str | None = Field(
+        None, description="a start of equal sizes to take both towers from, instead of training them"
+    )
     pictures: PositiveInt = Field(16000, description="rendered pictures, each with a caption of its own")
     steps: PositiveInt = Field(2000, description="optimiser steps on them")
     samples: list[str] = Field([], description="pair sources whose pictures join them for a second stage")
@@ -48,6 +50,8 @@ class PretrainingConfig(Section):
         8, description="of every sample: the picture itself, then moved, mirrored, blurred ones"
     )
     sample_steps: PositiveInt = Field(2000, description="optimiser steps of the second stage, at half the rate")
+    sample_rounds: PositiveInt = Field(1, description="times that the second stage runs, its rate restarted each time")
+    fusion_steps: int = Field(0, ge=0, description="mps: steps of its fusion module, after masks; 0 leaves both random")
     batch_size: PositiveInt = Field(128, description="pictures and captions per step")
     learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.02, ge=0)

@@ -70,7 +70,7 @@ def run(
         rows = build_pairs(pipeline, prompts, count, seed=seed, split_number=number)
         path = folder / "pairs" / f"{split}.parquet"
         path.parent.mkdir(exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, compression="zstd")
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, compression="zstd", compression_level=22)
         ties = sum(row["label_0"] == 0.5 for row in rows) / len(rows)
         logger.info("%s: %d pairs, %.1f %% ties, %.2f MB", path, count, 100 * ties, path.stat().st_size / 1e6)
         write_sheet(rows, folder / "pairs" / f"{split}.png")

@@ -143,6 +143,33 @@ def test_saved_scorer_comes_back_the_same(tmp_path, name):
     assert other.version != scorer.version
 
 
+@pytest.mark.parametrize("name", ["pickscore", "mps"])
+def test_a_convolutional_stem_is_part_of_the_checkpoint(tmp_path, name):
+    config = RANDOM[name] if name == "pickscore" else RANDOM[name]["clip"]
+    vision = config["vision_config"] | {"stem_channels": [4, 4, 6], "patch_size": 8, "hidden_size": 32}
+    config = config | {"vision_config": vision}
+    config = config if name == "pickscore" else {**RANDOM[name], "clip": config}
+    scorer = load(name, write_random(name, tmp_path / "start", config, TOKENIZER), "cpu")
+    tower = scorer.model if name == "pickscore" else scorer.model.tower
+    stem = tower.clip.vision_model.embeddings.patch_embedding
+    assert [layer.stride[0] for layer in stem if hasattr(layer, "stride")] == [2, 1, 2, 2]
+    size = tower.image_size
+    assert stem(torch.zeros(2, 3, size, size)).shape == (2, 32, size // 8, size // 8)
+    scores = scorer.score("a fox", IMAGES)
+    assert len(set(scores.tolist())) == 3
+    again = load(name, save_scorer(scorer, tmp_path / "again"), "cpu")
+    torch.testing.assert_close(again.score("a fox", IMAGES), scores, rtol=0, atol=0)
+    half = load(name, tmp_path / "again", "cpu", dtype="bfloat16").score("a fox", IMAGES)
+    torch.testing.assert_close(half, scores, rtol=0, atol=0.05 * float(scores.abs().max()))
+
+
+def test_a_stem_that_does_not_fit_the_patches(tmp_path):
+    config = clip_config()
+    config["vision_config"] |= {"stem_channels": [4, 4, 4, 4, 4], "patch_size": 4}
+    with pytest.raises(RewardModelError, match="shrink a picture by 8"):
+        write_random("pickscore", tmp_path / "start", config, TOKENIZER)
+
+
 def test_ensemble_file(tmp_path, pickscore, aesthetic):
     head = GOLDEN / "mlp_head" / "model.safetensors"
     tower = {"tower": str(GOLDEN / "pickscore")}
