@@ -167,3 +167,16 @@ def test_a_folder_that_already_holds_a_run(tiny_sdxl, pairs, tmp_path):
     config.write_text(yaml.safe_dump(run_settings(tiny_sdxl, pairs, tmp_path / "run")))
     result = CliRunner().invoke(app, ["train", str(config)])
     assert result.exit_code == 2 and "resume_from_checkpoint=latest" in result.output
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_a_sharded_launch_is_refused_before_anything_is_loaded(tiny_sdxl, pairs, tmp_path, monkeypatch, name):
+    from accelerate import Accelerator
+
+    def never(*args, **kwargs):
+        raise AssertionError("accelerate was set up")
+
+    monkeypatch.setattr(Accelerator, "__init__", never)
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    output = refusal(run_settings(tiny_sdxl, pairs, tmp_path / "run"), tmp_path)
+    assert f"the launch file asks for {name}" in output and "configs/accelerate/ddp.yaml" in output

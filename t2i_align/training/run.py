@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,10 +96,29 @@ def _accelerator(config: RunConfig) -> Accelerator:
         raise UserError(
             "training.mixed_precision: fp16 needs a CUDA device.", "no CUDA device", "use bf16 or no mixed precision"
         )
+    refuse_sharding(os.environ)
     if config.training.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     # Accumulation is the loop's own, and the schedule is stepped there: accelerate only moves and reduces.
     return Accelerator(mixed_precision=precision, step_scheduler_with_optimizer=False)
+
+
+def refuse_sharding(environment: Mapping[str, str]) -> None:
+    """Stop a launch that asks for sharded weights before it trains something else than it says.
+
+    The reference, the average, checkpoints and export all read whole parameters.
+
+    Raises:
+        UserError: the launcher asks for FSDP or DeepSpeed.
+    """
+    for name in ("FSDP", "DEEPSPEED"):
+        if environment.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise UserError(
+                "Training keeps whole weights on every device and cannot shard them.",
+                f"the launch file asks for {name}",
+                "launch with configs/accelerate/ddp.yaml; where the whole UNet does not fit, train a LoRA "
+                "(model.train=lora), or set training.optimizer to adafactor or adamw_8bit",
+            )
 
 
 def _checkpoint_to_resume(config: RunConfig, objective: objectives.Objective, accelerator: Accelerator) -> Path | None:
