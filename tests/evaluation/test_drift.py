@@ -111,7 +111,7 @@ def test_faded_pictures_and_one_picture_for_everything_are_called_out(tmp_path, 
     found = measure(evaluation, vae=vae, device="cpu")
     text = " ".join(found.warnings("tuned"))
     assert "Saturation of tuned" in text and "lower" in text
-    assert "Variety between seeds" in text and "has lost 100%" in text and "Variety between prompts" in text
+    assert "Variety between seeds" in text and "has lost 100 %" in text and "Variety between prompts" in text
     assert found.vendi["tuned"] == pytest.approx(1.0, abs=1e-3)
 
 

@@ -136,7 +136,7 @@ def test_several_models_share_the_page(tmp_path):
     cards = page.all("button", "card")
     shown = page.all("span", "picture")
     assert len(shown) == 3 * len(cards) and not any("hidden" in one for one in shown[: 3 * 12])
-    assert {"good, by style", "same, by style"} <= {title for _, title in page.headings}
+    assert {"By style: good", "By style: same"} <= {title for _, title in page.headings}
     alone = render(evaluation, tmp_path / "alone.html", model="same").read_text()
     assert Page(alone).headings[0][1] == "No evidence of improvement of same over base"
 

@@ -30,6 +30,7 @@ from t2i_align.evaluation.drift.trajectory import Trajectory, trajectory
 from t2i_align.evaluation.manifest import read_manifest
 from t2i_align.evaluation.results import Evaluation
 from t2i_align.evaluation.statistics import Estimate
+from t2i_align.evaluation.verdict import percent
 
 SHIFT_ALARM = 0.5  # standard deviations of the baseline's pictures
 VARIETY_ALARM = 0.1  # relative loss
@@ -284,12 +285,12 @@ def _shift(model: str, key: str, before: float, after: float, difference: Estima
     alarm = None
     certain = difference.excludes(0.0)
     if key == "clipped" and certain and after > 2 * before and after > 0.01:
-        alarm = f"Clipped values of {model} are {after:.1%} of all, {before:.1%} of the baseline’s."
+        alarm = f"Clipped values of {model} are {100 * after:.1f} % of all, {100 * before:.1f} % of the baseline’s."
     elif key in MEASURES and key != "clipped" and abs(standardised) > SHIFT_ALARM and _beyond(difference):
         way = "higher" if standardised > 0 else "lower"
         alarm = f"{TITLES[key]} of {model} is {abs(standardised):.1f} standard deviations {way} than the baseline’s."
     elif key in VARIETY and difference.high < 0 and after < (1 - VARIETY_ALARM) * before:
-        alarm = f"{TITLES[key]}: {model} has lost {1 - after / before:.0%} of the baseline’s."
+        alarm = f"{TITLES[key]}: {model} has lost {percent(1 - after / before)} of the baseline’s."
     return Shift(key, before, after, difference, standardised, alarm)
 
 
@@ -305,7 +306,7 @@ def _disagreement(found: Agreement) -> list[str]:
         if found.contradicted > 1 / 3 or any(gain.high < 0 for gain in held_out):
             sentences.append(
                 f"The score trained on ({' '.join(found.proxy)}) gained {found.gap.value:.2f} standard deviations more "
-                f"than the held-out ones, which contradict {found.contradicted:.0%} of its wins."
+                f"than the held-out ones, which contradict {percent(found.contradicted)} of its wins."
             )
     following, beauty = found.following, found.aesthetics
     if following is not None and beauty is not None and following.high < 0 < beauty.low:

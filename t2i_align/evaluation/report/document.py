@@ -86,6 +86,7 @@ def _context(
         "verdict": evaluation.overall(candidates) if several else main.verdict,
         "control": None if judged is None else evaluation.control_verdict(None if several else model),
         "score_name": f"{scorer} {dimension}",
+        "single": _of_one_dimension(evaluation),
         "means": {name: evaluation.mean(name) for name in evaluation.models},
         "notes": evaluation.settings.get("notes") or {},
         "bars": [row for row in table if (row.scorer, row.dimension) == evaluation.primary],
@@ -106,6 +107,12 @@ def _context(
         "environment": _packages(),
         "written": datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
     }
+
+
+def _of_one_dimension(evaluation: Evaluation) -> set[str]:
+    """Scorers that give one number, whose dimension need not be named."""
+    owners = [owner for owner, _ in evaluation.scores.dimensions]
+    return {owner for owner in owners if owners.count(owner) == 1}
 
 
 def _means(evaluation: Evaluation, row: Comparison) -> tuple[float, float]:
