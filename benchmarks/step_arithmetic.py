@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from t2i_align.backbones.adapters import add_lora, train_everything
-from t2i_align.backbones.frozen import keep_no_inputs
+from t2i_align.backbones.frugal import keep_less
 from t2i_align.backbones.precision import autocast_inside
 from t2i_align.config.schema import LoraConfig
 from t2i_align.training.memory import ALLOWANCE, OPTIMIZER_BYTES, forward_and_backward
@@ -32,7 +32,7 @@ ENCODER_GB = {"sd15": 0.42, "sdxl": 1.80}  # VAE and text encoders in half preci
 CPU = torch.device("cpu")
 KINDS: dict[str, dict[str, Any]] = {
     "LoRA": {},
-    "LoRA, inputs of frozen convolutions kept": {"keep_inputs": True},
+    "LoRA, torch's own layers": {"own_layers": True},
     "LoRA, recomputed": {"recompute": True},
     "LoRA, recomputed, 8-bit": {"recompute": True, "optimizer": "adamw_8bit"},
     "full, recomputed, 8-bit": {"recompute": True, "optimizer": "adamw_8bit", "full": True},
@@ -46,7 +46,7 @@ def measure(
     *,
     full: bool = False,
     recompute: bool = False,
-    keep_inputs: bool = False,
+    own_layers: bool = False,
     optimizer: str = "adamw",
 ) -> dict[str, float]:
     """FLOPs and bytes of a policy pass over `rows` pictures with its backward, in bf16."""
@@ -57,8 +57,8 @@ def measure(
     else:
         unet.to(torch.bfloat16)
         add_lora(unet, LoraConfig(rank=8), torch.bfloat16)
-    if not keep_inputs:
-        keep_no_inputs(unet)
+    if not own_layers:
+        keep_less(unet)
     if recompute:
         unet.enable_gradient_checkpointing()
     trained = sum(parameter.numel() for parameter in unet.parameters() if parameter.requires_grad)

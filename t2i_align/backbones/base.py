@@ -17,11 +17,12 @@ from t2i_align.backbones.codec import LatentCodec
 from t2i_align.backbones.embeddings import PromptEmbeddings
 from t2i_align.backbones.features import FrozenEncoder
 from t2i_align.backbones.fingerprints import Fingerprint, base_weights
-from t2i_align.backbones.frozen import keep_no_inputs
+from t2i_align.backbones.frugal import keep_less
 from t2i_align.backbones.modes import evaluating, train_mode
 from t2i_align.backbones.precision import autocast_inside, frozen_copy
 from t2i_align.backbones.reference import AdapterOff, FrozenCopy, Reference, reference_kind
 from t2i_align.backbones.schedule import NoiseSchedule
+from t2i_align.backbones.shared_prompts import apart, share_prompts, side_by_side
 from t2i_align.backbones.snapshots import Snapshots
 from t2i_align.config.schema import ModelConfig
 from t2i_align.errors import UserError
@@ -59,6 +60,8 @@ class Backbone(ABC):
         self._reference: Reference | None = None
         self._reference_network: nn.Module | None = None
         self._encoder: FrozenEncoder | None = None
+        self._layout = torch.preserve_format
+        self._shares_prompts = False
         self._snapshots: Snapshots | None = None
         self._denoiser_fingerprint: str | None = None
         for module in (self.vae, *self.text_encoders):
@@ -147,14 +150,19 @@ class Backbone(ABC):
         return self.schedule.target(latents, noise, timesteps)
 
     def predict(
-        self, noisy: Tensor, timesteps: Tensor, prompt: PromptEmbeddings, time_ids: Tensor | None = None
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        prompt: PromptEmbeddings,
+        time_ids: Tensor | None = None,
     ) -> Tensor:
         """Output of the policy, or of the reference inside `reference()`.
 
         Args:
             noisy: ``[B, C, h, w]``.
             timesteps: ``[B]`` long.
-            prompt: B prompts.
+            prompt: B prompts, or B / G that hold for the first B / G rows, again for the next ones, and so on: their
+                states then go through cross-attention once.
             time_ids: ``[B, 6]`` where the model has micro-conditioning.
 
         Returns:
@@ -163,14 +171,22 @@ class Backbone(ABC):
         network = self._reference_network if self._reference_network is not None else self.policy
         if network is None:
             raise RuntimeError("the backbone was loaded without its denoiser (encoders_only)")
+        if not self._shares_prompts:
+            prompt = prompt.for_pictures(len(noisy))
+        shared = len(noisy) // len(prompt)
+        pooled = None if prompt.pooled is None else prompt.pooled.repeat(shared, 1)
+        added = self.conditioning(PromptEmbeddings(prompt.hidden, pooled), time_ids, noisy.device)
+        if shared > 1:
+            noisy, timesteps = side_by_side(noisy, shared), side_by_side(timesteps, shared)
+            added = added and {name: side_by_side(value, shared) for name, value in added.items()}
         output = network(
-            noisy.float(),
+            noisy.to(torch.float32, memory_format=self._layout),
             timesteps,
             encoder_hidden_states=prompt.hidden.to(noisy.device, self.dtype),
-            added_cond_kwargs=self.conditioning(prompt, time_ids, noisy.device),
+            added_cond_kwargs=added,
             return_dict=False,
-        )
-        return output[0].float()
+        )[0].float()
+        return apart(output, shared) if shared > 1 else output
 
     def conditioning(
         self, prompt: PromptEmbeddings, time_ids: Tensor | None, device: torch.device
@@ -224,7 +240,13 @@ class Backbone(ABC):
         if needs_features:
             self._encoder = FrozenEncoder(self.unet)
         self.attention_choice = apply_attention(self.unet, config.attention, self.device, self.dtype, config.compile)
+        self._shares_prompts = config.train != "user"  # a user adapter brings processors of its own
+        if self._shares_prompts:
+            share_prompts(self.unet)
         autocast_inside(self.unet, self.device, self.dtype)
+        if config.channels_last:  # before a reference is copied from it: both run the same kernels
+            self._layout = torch.channels_last
+            self.unet.to(memory_format=self._layout)
         if needs_reference and kind == "frozen_copy":
             clone = frozen_copy(self.unet, self.dtype)
             if config.compile:
@@ -236,7 +258,7 @@ class Backbone(ABC):
             train_everything(self.unet)
         else:  # a user adapter is put into the frozen denoiser when the users are known, and brings its reference
             self.unet.requires_grad_(False)
-        keep_no_inputs(self.unet)
+        keep_less(self.unet)
         if needs_reference and kind == "adapter_off":
             self._reference = AdapterOff(self.unet)
         if config.gradient_checkpointing is True:  # auto is settled when the batch is known
@@ -267,6 +289,19 @@ class Backbone(ABC):
         """Move VAE and text encoders, to free accelerator memory while training reads a cache."""
         for module in (self.vae, *self.text_encoders):
             module.to(device)
+
+    @contextmanager
+    def encoders_here(self) -> Iterator[None]:
+        """Inside, VAE and text encoders are on the device; afterwards where they were."""
+        home = self.vae.device
+        away = home.type != self.device.type
+        if away:
+            self.encoders_to(self.device)
+        try:
+            yield
+        finally:
+            if away:
+                self.encoders_to(home)
 
     def pipeline(self) -> DiffusionPipeline:
         """A pipeline that shares the modules: it samples from the policy as it is now."""

@@ -43,6 +43,10 @@ class PromptEmbeddings:
         """The whole batch `times` times, one after another: ``[B, ...] -> [times * B, ...]``."""
         return self._map(lambda tensor: tensor.repeat(times, *[1] * (tensor.dim() - 1)))
 
+    def for_pictures(self, count: int) -> PromptEmbeddings:
+        """A prompt for each of `count` pictures, a multiple of B: the batch again and again."""
+        return self if count == len(self) else self.repeat(count // len(self))
+
     def index(self, rows: Tensor | slice | list[int]) -> PromptEmbeddings:
         """The prompts at `rows` (long or bool tensor, slice or list)."""
         return self._map(lambda tensor: tensor[rows])

@@ -78,6 +78,7 @@ class ModelConfig(Section):
         gt=0.0,
         description="what gradient_checkpointing: auto may use; null: what the device has free",
     )
+    channels_last: bool = Field(False, description="keep the denoiser's maps and weights channels last in memory")
     compile: bool = Field(False, description="torch.compile the repeated UNet blocks")
 
 

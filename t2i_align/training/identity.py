@@ -9,7 +9,7 @@ from t2i_align.objectives import Objective
 from t2i_align.training.optimisers import effective_batch
 
 # Of the model: they do not change what is trained.
-SPEED_ONLY = {"attention", "gradient_checkpointing", "compile", "memory_limit_gb", "reference_dir"}
+SPEED_ONLY = {"attention", "channels_last", "compile", "gradient_checkpointing", "memory_limit_gb", "reference_dir"}
 
 
 def settings_identity(config: RunConfig, objective: Objective, num_processes: int) -> dict[str, Any]:

@@ -19,7 +19,8 @@ class Items:
 
     Attributes:
         ids, epochs: address of each of the N items' draws.
-        latents: ``[G * N, C, h, w]``. prompt, time_ids: of the same G * N pictures.
+        latents: ``[G * N, C, h, w]``. time_ids: of the same G * N pictures.
+        prompt: of the same, or only N where they hold again for every further picture of the items.
         weights: ``[N]``.
         columns: further fields of `PairErrors` that come from the data.
     """
@@ -49,7 +50,7 @@ def as_pairs(batch: PairBatch) -> Items:
         ids=batch.ids,
         epochs=batch.epochs,
         latents=torch.cat([batch.winner, batch.loser]),
-        prompt=batch.prompt.cat(batch.prompt_loser or batch.prompt),
+        prompt=batch.prompt if batch.prompt_loser is None else batch.prompt.cat(batch.prompt_loser),
         time_ids=None if time_ids is None else torch.cat([time_ids, batch.time_ids_loser]),
         weights=batch.weights,
         columns=_columns(batch),

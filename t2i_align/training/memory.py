@@ -11,7 +11,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from t2i_align.backbones import Backbone
+from t2i_align.backbones.shared_prompts import SharedPrompt
 from t2i_align.config.schema import RunConfig
 from t2i_align.errors import UserError
 from t2i_align.objectives import Objective
@@ -59,6 +60,13 @@ class Estimate:
         return f"{_gb(self.total)} ({parts}, step {_gb(self.step)}, and {ALLOWANCE - 1:.0%})"
 
 
+class Rows(NamedTuple):
+    """Pictures that go through the denoiser at once, and how many of them share a prompt."""
+
+    count: int
+    per_prompt: int = 1
+
+
 @dataclass(frozen=True)
 class Block:
     """A part of the denoiser that can be recomputed: what it then no longer keeps, and what that costs."""
@@ -68,12 +76,12 @@ class Block:
     flops: int
 
 
-def estimate(config: RunConfig, backbone: Backbone, rows: int) -> Estimate:
-    """Memory of a step with `rows` pictures in the denoiser, with the recomputation that is switched on now."""
+def estimate(config: RunConfig, backbone: Backbone, rows: Rows) -> Estimate:
+    """Memory of a step with `rows` in the denoiser, with the recomputation that is switched on now."""
     return _estimate(config, backbone, rows)[0]
 
 
-def plan_memory(config: RunConfig, backbone: Backbone, rows: int) -> str:
+def plan_memory(config: RunConfig, backbone: Backbone, rows: Rows) -> str:
     """Estimate the memory of training passes, and choose the blocks to recompute.
 
     They are chosen where ``model.gradient_checkpointing`` is ``auto``. Sampling is not part of the estimate.
@@ -92,10 +100,21 @@ def plan_memory(config: RunConfig, backbone: Backbone, rows: int) -> str:
     return f"memory of a step: {expected}, estimated, of {_gb(limit)}; recomputes {chosen} of {len(blocks)} blocks"
 
 
-def rows_of(config: RunConfig, objective: Objective, provider: Any) -> int:
-    """Pictures that go through the denoiser at once."""
+def rest_encoders(config: RunConfig, backbone: Backbone, objective: Objective) -> None:
+    """Put VAE and text encoders on the CPU where steps read a cache and never ask them; 1.8 GB of SDXL's GPU memory.
+
+    Drawing pictures brings them back for that long, see `Backbone.encoders_here`.
+    """
+    makes_pairs = config.rollout is not None or config.online is not None or config.personal is not None
+    if config.data.cache_dir is not None and not makes_pairs and not objective.latents.asks_policy:
+        backbone.encoders_to("cpu")
+
+
+def rows_of(config: RunConfig, objective: Objective, provider: Any) -> Rows:
+    """What a batch of the run becomes in the denoiser."""
     per_item = {"single": 1, "pair": 2, "labelled": 2}.get(objective.layout)
-    return config.training.train_batch_size * (per_item or provider.list_size)
+    shared = 2 if per_item == 2 and "captions" not in objective.data_needs else 1
+    return Rows(config.training.train_batch_size * (per_item or provider.list_size), shared)
 
 
 def memory_limit(config: RunConfig, device: torch.device) -> float:
@@ -117,7 +136,7 @@ def measured_bytes(device: torch.device) -> int:
 
 
 def _choose(
-    config: RunConfig, backbone: Backbone, rows: int, limit: float, expected: Estimate, blocks: list[Block]
+    config: RunConfig, backbone: Backbone, rows: Rows, limit: float, expected: Estimate, blocks: list[Block]
 ) -> tuple[Estimate, int]:
     """Switch on recomputation, most bytes per operation first, until the step fits; the new estimate and how many."""
     backbone.unet.enable_gradient_checkpointing()
@@ -146,32 +165,34 @@ def _switch(blocks: list[Block], on: bool) -> None:
         block.module.gradient_checkpointing = on  # type: ignore[assignment]
 
 
-def _estimate(config: RunConfig, backbone: Backbone, rows: int) -> tuple[Estimate, list[Block]]:
+def _estimate(config: RunConfig, backbone: Backbone, rows: Rows) -> tuple[Estimate, list[Block]]:
     unet = backbone.unet
     trained = sum(parameter.numel() for parameter in unet.parameters() if parameter.requires_grad)
     copy = backbone.frozen_copy
     averaged = 4 * trained if config.training.ema.enabled else 0
+    encoders = (backbone.vae, *backbone.text_encoders)
     meter, blocks = _rehearse(backbone, config.data.resolution, rows)
     kept_gradients = 4 * trained if config.training.gradient_accumulation_steps > 1 else 0
     return Estimate(
         weights=_bytes(unet) + (0 if copy is None else _bytes(copy)),
-        encoders=sum(_bytes(part) for part in (backbone.vae, *backbone.text_encoders)),
+        encoders=sum(_bytes(part) for part in encoders if part.device.type == backbone.device.type),
         optimizer=int(OPTIMIZER_BYTES[config.training.optimizer] * trained) + averaged,
         step=meter.peak + kept_gradients,
         flops=meter.flops,
     ), blocks
 
 
-def _rehearse(backbone: Backbone, resolution: int, rows: int) -> tuple[Meter, list[Block]]:
+def _rehearse(backbone: Backbone, resolution: int, rows: Rows) -> tuple[Meter, list[Block]]:
     """One policy pass and its backward on fake tensors of the device."""
-    unet, side = backbone.unet, resolution // backbone.vae_scale_factor
-    prompt, size = backbone.empty_prompt(rows), [(resolution, resolution)] * rows
-    time_ids = backbone.time_ids(size, [(0, 0)] * rows, size)
-    noisy = torch.zeros(rows, backbone.latent_channels, side, side, device=backbone.device)
-    timesteps = torch.zeros(rows, dtype=torch.long, device=backbone.device)
+    unet, side, count = backbone.unet, resolution // backbone.vae_scale_factor, rows.count
+    prompt, size = backbone.empty_prompt(count), [(resolution, resolution)] * count
+    time_ids = backbone.time_ids(size, [(0, 0)] * count, size)
+    noisy = torch.zeros(count, backbone.latent_channels, side, side, device=backbone.device)
+    timesteps = torch.zeros(count, dtype=torch.long, device=backbone.device)
     mode = FakeTensorMode()
     given = {name: mode.from_tensor(tensor) for name, tensor in _named_tensors(unet)}
-    condition = {"encoder_hidden_states": prompt.hidden.to(noisy.device, backbone.dtype), "return_dict": False}
+    hidden = prompt.hidden[: count // rows.per_prompt]
+    condition = {"encoder_hidden_states": hidden.to(noisy.device, backbone.dtype), "return_dict": False}
     added = backbone.conditioning(prompt, time_ids, noisy.device)
     inputs = [mode.from_tensor(tensor) for tensor in (noisy, timesteps)]
     condition["encoder_hidden_states"] = mode.from_tensor(condition["encoder_hidden_states"])
@@ -181,6 +202,12 @@ def _rehearse(backbone: Backbone, resolution: int, rows: int) -> tuple[Meter, li
     with _plain_kernels(unet), _watched(unet, meter) as blocks, mode, meter:
         forward_and_backward(unet, given, inputs, condition)
     return meter, list(blocks.values())
+
+
+def _plain(processor: Any) -> Any:
+    if isinstance(processor, SharedPrompt):
+        return SharedPrompt(_plain(processor.inner))
+    return AttnProcessor2_0() if "XFormers" in type(processor).__name__ else processor
 
 
 def forward_and_backward(unet: nn.Module, given: Tensors, inputs: list[Tensor], condition: dict[str, Any]) -> None:
@@ -207,8 +234,7 @@ class _Pass(nn.Module):
 def _plain_kernels(unet: nn.Module) -> Iterator[None]:
     """Without compilation, and with PyTorch's own attention: it keeps as much as xformers and knows fake tensors."""
     processors = unet.attn_processors
-    plain = {name: AttnProcessor2_0() if "XFormers" in type(p).__name__ else p for name, p in processors.items()}
-    unet.set_attn_processor(dict(plain))
+    unet.set_attn_processor({name: _plain(processor) for name, processor in processors.items()})
     try:
         with torch.compiler.set_stance("force_eager"):
             yield

@@ -23,13 +23,14 @@ from t2i_align.data.provider import PairProvider, ensure_cache
 from t2i_align.data.sources import has_heldout
 from t2i_align.errors import UserError
 from t2i_align.export import export_run
+from t2i_align.training.allocator import keep_freed_memory
 from t2i_align.training.checkpoints import TrainState, check_identity, load_checkpoint, resolve_resume, save_checkpoint
 from t2i_align.training.datasets import check_source
 from t2i_align.training.ema import Ema
 from t2i_align.training.environment import write_environment
 from t2i_align.training.identity import settings_identity
 from t2i_align.training.loop import Hooks, Loop
-from t2i_align.training.memory import measured_bytes, plan_memory, rows_of
+from t2i_align.training.memory import measured_bytes, plan_memory, rest_encoders, rows_of
 from t2i_align.training.metrics import MetricsWriter, read_metrics
 from t2i_align.training.optimisers import absolute_learning_rate, build_optimizer, build_scheduler, effective_batch
 from t2i_align.training.parts import Parts, build_parts, is_offline
@@ -69,6 +70,8 @@ def train(config: RunConfig) -> TrainResult:
     started = time.perf_counter()
     objective = objectives.resolve(config.objective)
     accelerator = _accelerator(config)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     resume = _checkpoint_to_resume(config, objective, accelerator)
     if is_offline(config):
         check_source(config, objective, accelerator.num_processes)
@@ -152,6 +155,7 @@ class _Run:
         self.config, self.accelerator, self.backbone, self.objective = config, accelerator, backbone, objective
         self.output_dir = Path(config.output_dir)
         self.parts: Parts = build_parts(config, backbone, objective, accelerator)
+        rest_encoders(config, backbone, objective)
         self.trainable = trainable_state(backbone)
         self.ema = Ema(config.training.ema, self.trainable) if config.training.ema.enabled else None
         self.loop = self._loop()
@@ -210,7 +214,8 @@ class _Run:
     def validate(self, step: int) -> None:
         """Held-out implicit accuracy and sample grid, with the averaged weights where there are any."""
         assert self.validation is not None  # prepare makes it
-        with self.ema.applied() if self.ema is not None else nullcontext(), evaluating(self.backbone.unet):
+        averaged = self.ema.applied() if self.ema is not None else nullcontext()
+        with averaged, evaluating(self.backbone.unet), self.backbone.encoders_here():
             values = self.validation.heldout() if step else {}
             self.validation.draw(step)
         self.record.heldout(step, values)

@@ -39,7 +39,10 @@ class Draws:
 
 @dataclass(frozen=True)
 class NetworkInputs:
-    """What the denoiser is asked, for G * N pictures; ``extra_noise`` only where errors take a random reverse step."""
+    """What the denoiser is asked, for G * N pictures; ``extra_noise`` only where errors take a random reverse step.
+
+    ``prompt`` as in `Items`.
+    """
 
     latents: NoisyLatents
     prompt: PromptEmbeddings
@@ -156,7 +159,7 @@ class PairStep:
         latents, backbone = inputs.latents, self._backbone
 
         def features(noisy: Tensor, timesteps: Tensor) -> list[Tensor]:
-            return backbone.features(noisy, timesteps, inputs.prompt, inputs.time_ids)
+            return backbone.features(noisy, timesteps, inputs.prompt.for_pictures(len(noisy)), inputs.time_ids)
 
         return self._objective.error(
             Denoised(
@@ -183,7 +186,7 @@ class PairStep:
             epochs=items.epochs,
             draw=draws.draw,
             seed=seed,
-            prompt=items.prompt,
+            prompt=items.prompt.for_pictures(len(items.latents)) if latents.asks_policy else items.prompt,
             time_ids=items.time_ids,
         )
         extra = None

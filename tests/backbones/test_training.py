@@ -165,3 +165,17 @@ def test_trained_weights_of_another_architecture_are_refused(tiny_sd: Path, tmp_
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match="truncated"):
         load_trainable(load(tiny_sd), path)
+
+
+def test_encoders_come_for_as_long_as_they_are_needed(tiny_sdxl: Path) -> None:
+    backbone = load(tiny_sdxl)
+    backbone.encoders_to("meta")  # as if the device were another than where they rest
+    backbone.device = torch.device("meta")
+    moves = []
+    backbone.encoders_to = moves.append  # type: ignore[method-assign]
+    with backbone.encoders_here():
+        assert moves == []
+    backbone.device = torch.device("cpu")
+    with backbone.encoders_here():
+        assert moves == [torch.device("cpu")]
+    assert moves == [torch.device("cpu"), torch.device("meta")]

@@ -8,13 +8,14 @@ import torch
 from t2i_align.backbones import load_backbone
 from t2i_align.config import rules
 from t2i_align.errors import UserError
-from t2i_align.training.memory import estimate, plan_memory
+from t2i_align.training.memory import Rows, estimate, plan_memory
 from t2i_align.training.meter import Meter
 from t2i_align.training.run import train
 
 from .runs import run_config, write_pairs
 
-ROWS = 4
+COUNT = 4
+ROWS = Rows(COUNT)
 
 
 def prepared(folder: Path, tmp_path: Path, **model):
@@ -25,11 +26,14 @@ def prepared(folder: Path, tmp_path: Path, **model):
 
 def run_for_real(backbone, side: int) -> int:
     """Peak bytes of tensors in a real policy pass with backward."""
-    noisy = torch.randn(ROWS, 4, side, side)
-    prompt, ids = backbone.empty_prompt(ROWS), backbone.time_ids([(32, 32)] * ROWS, [(0, 0)] * ROWS, [(32, 32)] * ROWS)
+    noisy = torch.randn(COUNT, 4, side, side)
+    prompt, ids = (
+        backbone.empty_prompt(COUNT),
+        backbone.time_ids([(32, 32)] * COUNT, [(0, 0)] * COUNT, [(32, 32)] * COUNT),
+    )
     known = [*backbone.unet.parameters(), *backbone.unet.buffers(), noisy, prompt.hidden]
     with Meter(known) as meter:
-        backbone.predict(noisy, torch.arange(ROWS), prompt, ids).square().mean().backward()
+        backbone.predict(noisy, torch.arange(COUNT), prompt, ids).square().mean().backward()
     backbone.unet.zero_grad(set_to_none=True)
     return meter.peak
 
