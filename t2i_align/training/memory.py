@@ -63,7 +63,7 @@ class Estimate:
 class Rows(NamedTuple):
     """Pictures that go through the denoiser at once, and how many of them share a prompt."""
 
-    count: int
+    pictures: int
     per_prompt: int = 1
 
 
@@ -184,7 +184,7 @@ def _estimate(config: RunConfig, backbone: Backbone, rows: Rows) -> tuple[Estima
 
 def _rehearse(backbone: Backbone, resolution: int, rows: Rows) -> tuple[Meter, list[Block]]:
     """One policy pass and its backward on fake tensors of the device."""
-    unet, side, count = backbone.unet, resolution // backbone.vae_scale_factor, rows.count
+    unet, side, count = backbone.unet, resolution // backbone.vae_scale_factor, rows.pictures
     prompt, size = backbone.empty_prompt(count), [(resolution, resolution)] * count
     time_ids = backbone.time_ids(size, [(0, 0)] * count, size)
     noisy = torch.zeros(count, backbone.latent_channels, side, side, device=backbone.device)
