@@ -23,7 +23,6 @@ from t2i_align.data.provider import PairProvider, ensure_cache
 from t2i_align.data.sources import has_heldout
 from t2i_align.errors import UserError
 from t2i_align.export import export_run
-from t2i_align.training.allocator import keep_freed_memory
 from t2i_align.training.checkpoints import TrainState, check_identity, load_checkpoint, resolve_resume, save_checkpoint
 from t2i_align.training.datasets import check_source
 from t2i_align.training.ema import Ema
@@ -70,8 +69,6 @@ def train(config: RunConfig) -> TrainResult:
     started = time.perf_counter()
     objective = objectives.resolve(config.objective)
     accelerator = _accelerator(config)
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
     resume = _checkpoint_to_resume(config, objective, accelerator)
     if is_offline(config):
         check_source(config, objective, accelerator.num_processes)
