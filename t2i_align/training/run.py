@@ -241,7 +241,8 @@ class _Run:
     def _look_ahead(self) -> None:
         """Plan the memory, and measure the reference's errors where that is done beforehand."""
         provider, step = self.parts.provider, self.parts.step
-        if self.config.personal is None:  # a user adapter's passes need users
+        decides = self.config.model.gradient_checkpointing == "auto" or self.accelerator.device.type == "cuda"
+        if decides and self.config.personal is None:  # a user adapter's passes need users
             rows = rows_of(self.config, self.objective, provider)
             self.record.progress.note(plan_memory(self.config, self.backbone, rows))
         if self.config.model.reference == "precomputed":
