@@ -46,14 +46,13 @@ def as_on_the_page(text: str, workplace: Path) -> Path:
 
 def test_it_trains_from_its_yaml(workplace: Path, tiny_sd: Path) -> None:
     """With a smaller model, pairs and budget than the page's."""
-    pairs = write_pairs(workplace / "pairs.parquet")
-    small = {"model.pretrained_model_name_or_path": tiny_sd, "data.source": pairs, "data.heldout_source": "null"}
-    small |= {"data.resolution": 32, "training.train_batch_size": 2, "training.max_train_steps": 2}
-    config = load_config(
-        as_on_the_page(blocks("yaml")[0], workplace),
-        [*(f"{key}={value}" for key, value in small.items()), "validation.validation_prompts=[]"],
-    )
-    result = train(config)
+    small = {"model.pretrained_model_name_or_path": tiny_sd, "data.resolution": 32}
+    small |= {"data.source": write_pairs(workplace / "pairs.parquet")}
+    small |= {"data.heldout_source": "null", "data.heldout_fraction": 0.3}
+    small |= {"training.train_batch_size": 2, "training.max_train_steps": 2, "training.lr_warmup_steps": 0}
+    small |= {"validation.validation_prompts": "[a star]", "validation.num_inference_steps": 1}
+    file = as_on_the_page(blocks("yaml")[0], workplace)
+    result = train(load_config(file, [f"{key}={value}" for key, value in small.items()]))
     assert str(result.output_dir) == "runs/shapes-smooth-hinge"
     first = read_metrics(result.output_dir / "metrics.jsonl")[0]
     assert first["loss"] == pytest.approx(0.125, abs=1e-6)  # m = 1/2: m^2 / 2

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, tracker events, and the watch for likelihood displacement."""
+"""What a run writes down: metrics.jsonl, trackers beside it, and the watch for likelihood displacement."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from t2i_align.errors import UserError
+from t2i_align.training.trackers import open_tracker
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class MetricsWriter:
         self.path = output_dir / "metrics.jsonl"
         _drop_after(self.path, resume_step)
         self._file = self.path.open("a", encoding="utf-8")
-        self._trackers = [_open_tracker(name, output_dir, config, resume_step) for name in trackers]
+        self._trackers = [open_tracker(name, output_dir, config, resume_step) for name in trackers]
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One JSON object per call; non-finite numbers become null so that every reader can parse the line."""
@@ -35,13 +35,13 @@ class MetricsWriter:
         self._file.write(json.dumps({"step": step, **clean}) + "\n")
         self._file.flush()
         for tracker in self._trackers:
-            tracker(step, values)
+            tracker.write(step, values)
 
     def close(self) -> None:
         """Close the file and the trackers."""
         self._file.close()
         for tracker in self._trackers:
-            tracker(None, {})
+            tracker.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -62,44 +62,6 @@ def _drop_after(path: Path, step: int) -> None:
         temporary = path.with_suffix(".writing")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         temporary.replace(path)
-
-
-def _open_tracker(name: str, output_dir: Path, config: dict, resume_step: int):
-    """A function ``(step, values)``; step None closes."""
-    if name == "tensorboard":
-        from torch.utils.tensorboard import SummaryWriter
-
-        # purge_step hides events that a killed run wrote beyond its last checkpoint.
-        writer = SummaryWriter(str(output_dir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
-
-        def log(step: int | None, values: dict[str, float]) -> None:
-            if step is None:
-                writer.close()
-            for key, value in values.items():
-                writer.add_scalar(key, value, step)
-
-        return log
-    return _open_wandb(output_dir, config)
-
-
-def _open_wandb(output_dir: Path, config: dict):
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError(
-            "report_to: wandb needs the wandb package.",
-            "wandb is not installed",
-            "pip install 't2i_align[wandb]', or report_to=[tensorboard]",
-        ) from error
-    run = wandb.init(project="t2i_align", dir=str(output_dir), config=config, resume="allow")
-
-    def log(step: int | None, values: dict[str, float]) -> None:
-        if step is None:
-            run.finish()
-        else:
-            run.log(values, step=step)
-
-    return log
 
 
 def logit_quantiles(logits: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -136,7 +98,7 @@ class DisplacementWatch:
             logger.warning(
                 "Likelihood displacement: the winner's error is above the reference (d_w = %.3g) while the margin "
                 "still grows (h = %.3g). The pictures may get worse although the loss falls. Remedies: fewer steps, a "
-                "smaller learning rate, objective dpo_shift, or an SFT anchor.",
+                "smaller learning rate, preset dpo_shift, or anchor: winner.",
                 late[0].item(),
                 late[1].item(),
             )

@@ -35,8 +35,9 @@ def build_optimizer(
     """Make the optimiser named in the config.
 
     Raises:
-        UserError: ``adamw_8bit`` without bitsandbytes or without CUDA.
+        UserError: see :func:`check_optimizer`.
     """
+    check_optimizer(config)
     adam = {
         "lr": learning_rate,
         "betas": (config.adam_beta1, config.adam_beta2),
@@ -46,7 +47,9 @@ def build_optimizer(
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, fused=True, **adam)  # one kernel for all tensors, on CPU and GPU
     if config.optimizer == "adamw_8bit":
-        return _adamw_8bit(parameters, adam)
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit(parameters, **adam)
     from transformers.optimization import Adafactor
 
     # The published SDXL setting: an absolute learning rate, neither relative steps nor parameter scaling.
@@ -60,7 +63,14 @@ def build_optimizer(
     )
 
 
-def _adamw_8bit(parameters: list[torch.nn.Parameter], adam: dict) -> torch.optim.Optimizer:
+def check_optimizer(config: TrainingConfig) -> None:
+    """Refuse an optimiser that cannot be had here, before long work.
+
+    Raises:
+        UserError: ``adamw_8bit`` without bitsandbytes or without CUDA.
+    """
+    if config.optimizer != "adamw_8bit":
+        return
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             "training.optimizer: adamw_8bit needs the bitsandbytes package.",
@@ -73,9 +83,6 @@ def _adamw_8bit(parameters: list[torch.nn.Parameter], adam: dict) -> torch.optim
             "no CUDA device",
             "use training.optimizer=adamw",
         )
-    import bitsandbytes
-
-    return bitsandbytes.optim.AdamW8bit(parameters, **adam)
 
 
 def build_scheduler(config: TrainingConfig, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:

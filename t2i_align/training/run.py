@@ -23,7 +23,7 @@ from t2i_align.data.provider import PairProvider, ensure_cache
 from t2i_align.data.sources import has_heldout
 from t2i_align.errors import UserError
 from t2i_align.export import export_run
-from t2i_align.training.checkpoints import TrainState, check_identity, load_checkpoint, resolve_resume, save_checkpoint
+from t2i_align.training.checkpoints import check_identity, resolve_resume
 from t2i_align.training.datasets import check_source
 from t2i_align.training.ema import Ema
 from t2i_align.training.environment import write_environment
@@ -31,12 +31,20 @@ from t2i_align.training.identity import settings_identity
 from t2i_align.training.loop import Hooks, Loop
 from t2i_align.training.memory import measured_bytes, plan_memory, rest_encoders, rows_of
 from t2i_align.training.metrics import MetricsWriter, read_metrics
-from t2i_align.training.optimisers import absolute_learning_rate, build_optimizer, build_scheduler, effective_batch
+from t2i_align.training.optimisers import (
+    absolute_learning_rate,
+    build_optimizer,
+    build_scheduler,
+    check_optimizer,
+    effective_batch,
+)
 from t2i_align.training.parts import Parts, build_parts, is_offline
 from t2i_align.training.progress import Progress
 from t2i_align.training.record import Record
 from t2i_align.training.reference_errors import precompute_reference
+from t2i_align.training.saving import Saver
 from t2i_align.training.step import PairStep
+from t2i_align.training.trackers import check_trackers
 from t2i_align.training.validation import Validation
 
 
@@ -68,6 +76,8 @@ def train(config: RunConfig) -> TrainResult:
     """
     started = time.perf_counter()
     objective = objectives.resolve(config.objective)
+    check_trackers(config.report_to)
+    check_optimizer(config.training)
     accelerator = _accelerator(config)
     resume = _checkpoint_to_resume(config, objective, accelerator)
     if is_offline(config):
@@ -156,6 +166,7 @@ class _Run:
         self.trainable = trainable_state(backbone)
         self.ema = Ema(config.training.ema, self.trainable) if config.training.ema.enabled else None
         self.loop = self._loop()
+        self.saver = Saver(config, objective, accelerator, self.parts, self.trainable, self.ema, self.loop)
         self.record = Record(Progress(config.training.max_train_steps, accelerator.is_main_process))
         self.validation: Validation | None = None
 
@@ -176,7 +187,7 @@ class _Run:
             parameters=parameters,
             optimizer=optimizer,
             scheduler=build_scheduler(training, optimizer),
-            hooks=Hooks(self.log, self.checkpoint, self.validate),
+            hooks=Hooks(self.log, lambda step: self.saver.save(step), self.validate),
             ema=self.ema,
         )
 
@@ -186,7 +197,9 @@ class _Run:
         self.validation = Validation(self.config, self.backbone, self.parts, self.accelerator)
         self._look_ahead()
         if resume is not None:
-            self._restore(resume)
+            self.saver.restore(resume)
+            rows = read_metrics(self.output_dir / "metrics.jsonl")
+            self.record.remember(row for row in rows if row["step"] <= self.loop.finished_steps)
         if self.accelerator.is_main_process:
             self._open_folder(resume)
         self.accelerator.wait_for_everyone()
@@ -198,14 +211,6 @@ class _Run:
         provider, seconds = self.parts.provider, self.loop.train_seconds
         values = summary.flush() | {"epoch": provider.epoch_of(step - 1), "seconds": seconds}
         self.record.log(step, values | provider.totals(seconds))
-
-    def checkpoint(self, step: int) -> None:
-        """Written by one process; all meet afterwards."""
-        state = self._state()  # on every process: a rollout gathers the pairs that wait
-        if self.accelerator.is_main_process:
-            limit = self.config.training.checkpoints_total_limit
-            save_checkpoint(self.output_dir, step, state, self._identity(), limit)
-        self.accelerator.wait_for_everyone()
 
     @torch.no_grad()
     def validate(self, step: int) -> None:
@@ -270,34 +275,3 @@ class _Run:
             f"{origin} in {self.output_dir}: {provider.num_pairs} {provider.items}, effective batch {batch}, "
             f"{training.max_train_steps} steps, {count:,} trained parameters, {self.objective.name}"
         )
-
-    def _identity(self) -> dict:
-        """What a checkpoint must share with the run that resumes it."""
-        settings = settings_identity(self.config, self.objective, self.accelerator.num_processes)
-        return settings | {"pairs": self.parts.provider.fingerprint}
-
-    def _state(self) -> TrainState:
-        """What a checkpoint holds."""
-        owned = {"provider": self.parts.provider.state(), "step": self.parts.step.state()}
-        return TrainState(
-            trainable=self.trainable,
-            optimizer=self.loop.optimizer,
-            scheduler=self.loop.scheduler,
-            ema=None if self.ema is None else self.ema.weights,
-            ema_step=0 if self.ema is None else self.ema.step,
-            scaler=self.accelerator.scaler,
-            train_seconds=self.loop.train_seconds,
-            provider={f"{owner}.{name}": value for owner, kept in owned.items() for name, value in kept.items()},
-        )
-
-    def _restore(self, checkpoint: Path) -> None:
-        state = self._state()
-        self.loop.finished_steps = load_checkpoint(checkpoint, state, self._identity())
-        self.loop.train_seconds = state.train_seconds
-        for part, owner in (("provider.", self.parts.provider), ("step.", self.parts.step)):
-            kept = {name.removeprefix(part): value for name, value in state.provider.items() if name.startswith(part)}
-            owner.restore(kept)
-        if self.ema is not None:
-            self.ema.step = state.ema_step
-        rows = read_metrics(self.output_dir / "metrics.jsonl")
-        self.record.remember(row for row in rows if row["step"] <= self.loop.finished_steps)

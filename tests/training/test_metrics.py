@@ -1,12 +1,22 @@
 """metrics.jsonl, the |z| quantiles, accuracy by timestep, and the displacement watch."""
 
+import importlib.util
 import json
 import logging
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
+import pytest
 import torch
 
+from t2i_align.errors import UserError
 from t2i_align.training.metrics import DisplacementWatch, MetricsWriter, logit_quantiles, read_metrics
+from t2i_align.training.run import train
 from t2i_align.training.summary import accuracy_by_timestep
+from t2i_align.training.trackers import check_trackers
+
+from .runs import run_config
 
 
 def test_a_resumed_file_reads_like_an_unbroken_run(tmp_path):
@@ -29,6 +39,46 @@ def test_non_finite_numbers_stay_valid_json(tmp_path):
     writer.write(1, {"a": float("nan"), "b": float("inf"), "c": 1.0})
     writer.close()
     assert json.loads(writer.path.read_text()) == {"step": 1, "a": None, "b": None, "c": 1.0}
+
+
+class FakeWandb(ModuleType):
+    """Remembers what it was told; a run gets its id from ``init``, or a new one."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.__spec__ = ModuleSpec("wandb", None)
+        self.runs, self.rows = [], []
+
+    def init(self, **settings):
+        self.runs.append(settings)
+        return SimpleNamespace(
+            id=settings["id"] or f"new-{len(self.runs)}",
+            log=lambda values, step: self.rows.append((step, values)),
+            finish=lambda: self.rows.append("finished"),
+        )
+
+
+def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    check_trackers(["wandb"])
+    for resume_step in (0, 1, 0):  # a new run, the same one resumed, and another one in the folder
+        writer = MetricsWriter(tmp_path, ["wandb"], {"seed": 3}, resume_step)
+        writer.write(resume_step + 1, {"loss": 0.5})
+        writer.close()
+    assert [run["id"] for run in fake.runs] == [None, "new-1", None]
+    assert fake.rows[:2] == [(1, {"loss": 0.5}), "finished"] and fake.runs[0]["config"] == {"seed": 3}
+
+
+def test_what_is_not_installed_is_said_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    nowhere = (tmp_path / "no-model", tmp_path / "no-pairs", tmp_path / "run")
+    for sections, package in (
+        ({"report_to": ["wandb"]}, "wandb"),
+        ({"training": {"optimizer": "adamw_8bit"}}, "bitsandbytes"),
+    ):
+        with pytest.raises(UserError, match=f"{package} is not installed"):
+            train(run_config(*nowhere, **sections))
 
 
 def test_logit_quantiles_by_hand():
