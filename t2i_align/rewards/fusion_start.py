@@ -78,6 +78,7 @@ def teach(
         known = ", ".join(("overall", *DIMENSIONS))
         raise UserError("The oracle has no such dimension.", ", ".join(unknown), f"choose from: {known}")
     set_mask_threshold(scorer.model, training.mask_threshold)
+    scorer.model.conditions |= conditions
     sampled = sample_pairs(config.samples)
     drawn, captions = pretraining.render(config.pictures - config.pictures % 2, seed, progress)
     drawn_pairs = (captions[::2], drawn)
