@@ -12,16 +12,17 @@ PACKAGE_STAMP := $(VENV)/.package-installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format docs lock clean
+.PHONY: help demo test lint format docs notebooks lock clean
 
 help:
-	@echo "make demo    align the built-in small model and write $(DEMO_DIR)/report.html"
-	@echo "make test    ruff, mypy and the test suite"
-	@echo "make lint    ruff and mypy only"
-	@echo "make format  let ruff rewrite the sources"
-	@echo "make docs    build the documentation into site/"
-	@echo "make lock    resolve requirements.in into requirements.lock again (needs uv)"
-	@echo "make clean   remove build products and caches (keeps .venv and runs/)"
+	@echo "make demo       align the built-in small model and write $(DEMO_DIR)/report.html"
+	@echo "make test       ruff, mypy and the test suite"
+	@echo "make lint       ruff and mypy only"
+	@echo "make format     let ruff rewrite the sources"
+	@echo "make docs       build the documentation into site/"
+	@echo "make notebooks  run the notebooks and keep their pictures"
+	@echo "make lock       resolve requirements.in into requirements.lock again (needs uv)"
+	@echo "make clean      remove build products and caches (keeps .venv and runs/)"
 
 demo: $(PACKAGE_STAMP)
 	$(BIN)/t2i-align demo --output-dir $(DEMO_DIR)
@@ -40,6 +41,9 @@ format: $(PACKAGE_STAMP)
 
 docs: $(PACKAGE_STAMP)
 	$(BIN)/mkdocs build --strict
+
+notebooks: $(PACKAGE_STAMP)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python notebooks/execute.py
 
 # Not part of any other target: the lock changes only when somebody decides so.
 lock:
