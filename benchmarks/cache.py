@@ -27,9 +27,10 @@ from t2i_align.config.schema import RunConfig
 from t2i_align.data.cache import build_cache
 from t2i_align.data.cache_build import PROMPT_BATCH, unique_captions
 from t2i_align.data.cache_pictures import PICTURE_BATCH
+from t2i_align.data.pair_source import PairSource
 from t2i_align.data.pictures import decode
 from t2i_align.data.provider import PairProvider
-from t2i_align.data.sources import open_source
+from t2i_align.data.sources import has_heldout, open_source
 from t2i_align.data.transform import Geometry, PairTransform
 from t2i_align.training.step import Draws, PairStep
 
@@ -47,12 +48,18 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def sources_of(run: RunConfig) -> list[PairSource]:
+    """Training and held-out pairs, all of which a cache holds."""
+    sources = [open_source(run.data)]
+    return [*sources, open_source(run.data, "heldout")] if has_heldout(run.data) else sources
+
+
 def bare_encoders(run: RunConfig, backbone: Backbone) -> Callable[[], None]:
-    """The encoders' work for the run's training pairs, with everything else done beforehand."""
-    source, transform = open_source(run.data), PairTransform(run.data.resolution)
-    files = dict.fromkeys(data for index in range(len(source)) for data in source.images(index))
+    """The encoders' work for the run's pairs, with everything else done beforehand."""
+    sources, transform = sources_of(run), PairTransform(run.data.resolution)
+    files = dict.fromkeys(data for one in sources for index in range(len(one)) for data in one.images(index))
     pixels = torch.stack([transform(decode(data), Geometry()).pixels for data in files])
-    captions = unique_captions(source)
+    captions = list(dict.fromkeys(caption for one in sources for caption in unique_captions(one)))
 
     def work() -> None:
         for start in range(0, len(captions), PROMPT_BATCH):
@@ -65,7 +72,7 @@ def bare_encoders(run: RunConfig, backbone: Backbone) -> Callable[[], None]:
 
 def encoding(run: RunConfig, backbone: Backbone, rounds: int) -> dict[str, float]:
     """Pairs per second of both, and their ratio."""
-    work, count = bare_encoders(run, backbone), len(open_source(run.data))
+    work, count = bare_encoders(run, backbone), sum(map(len, sources_of(run)))
     best = {"bare": float("inf"), "cache": float("inf")}
     for _ in range(rounds):
         best["bare"] = min(best["bare"], seconds(work))

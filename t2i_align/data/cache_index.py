@@ -126,8 +126,11 @@ class KeyIndex:
         return len(self.keys)
 
     def has(self, keys: np.ndarray) -> np.ndarray:
-        """``[N]`` bool: which of the keys are there."""
-        return np.isin(keys, self.keys)
+        """Which of the keys, of any shape, are there. Costs a search per key, however many are indexed."""
+        if len(self.keys) == 0:
+            return np.zeros(keys.shape, dtype=bool)
+        places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return self.keys[places] == keys
 
     def position(self, key: int) -> int:
         """Place of a key in `keys`.

@@ -254,6 +254,8 @@ class TestStore:
         index = KeyIndex.of([np.array([5, -3]), np.array([], dtype=np.int64), np.array([9])])
         assert [index.find(key) for key in (5, -3, 9)] == [(0, 0), (0, 1), (2, 0)]
         assert index.has(np.array([9, 4])).tolist() == [True, False]
+        assert index.has(np.array([[-3, 99], [-9, 5]])).tolist() == [[True, False], [False, True]]
+        assert KeyIndex.of([]).has(np.array([1])).tolist() == [False]
         with pytest.raises(KeyError):
             index.find(4)
 
