@@ -131,8 +131,7 @@ def _teach(
             torch.cat([images[0], inputs_of(more, scorer.preprocessor)]),
             torch.cat([images[1], seen(more, size)]),
         )
-        for turn in range(config.sample_rounds):
-            fit(tower, both, texts, config, config.sample_steps, config.learning_rate / 2, seed + 1 + turn, progress)
+        fit(tower, both, texts, config, config.sample_steps, config.learning_rate / 2, seed + 1, progress)
 
 
 def inputs_of(pictures: Sequence[Image.Image], preprocessor: Preprocessor) -> Tensor:

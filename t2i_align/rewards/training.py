@@ -50,7 +50,6 @@ class PretrainingConfig(Section):
         8, description="of every sample: the picture itself, then moved, mirrored, blurred ones"
     )
     sample_steps: PositiveInt = Field(2000, description="optimiser steps of the second stage, at half the rate")
-    sample_rounds: PositiveInt = Field(1, description="times that the second stage runs, its rate restarted each time")
     fusion_steps: int = Field(0, ge=0, description="mps: steps of its fusion module, after masks; 0 leaves both random")
     batch_size: PositiveInt = Field(128, description="pictures and captions per step")
     learning_rate: float = Field(3e-3, gt=0)
