@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -28,6 +28,7 @@ class Series:
         color: index of the page's series colours, 0 to 3.
         noisy: draw an exponential average over a faint trace.
         markers: draw the points, for sparse series.
+        faint: draw it thin, such as the ends of an interval.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Series:
     color: int = 0
     noisy: bool = False
     markers: bool = False
+    faint: bool = False
 
 
 def line_chart(
@@ -127,7 +129,7 @@ def _thin(series: Series) -> Series:
     x = np.array([series.x[start : start + run].mean() for start in edges])
     chunks = [series.y[start : start + run] for start in edges]
     y = np.array([chunk[np.isfinite(chunk)].mean() if np.isfinite(chunk).any() else np.nan for chunk in chunks])
-    return Series(series.name, x, y, series.color, series.noisy, series.markers)
+    return replace(series, x=x, y=y)
 
 
 def _visible(series: Series) -> np.ndarray:
@@ -167,7 +169,9 @@ def _marks(frame: _Frame, marks: Mapping[str, float]) -> list[str]:
         shift = -4 if anchor == "end" else 4
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
         text = escape(", ".join(words))
-        parts.append(f'<text class="tick" x="{x + shift:.1f}" y="{TOP + 8}" text-anchor="{anchor}">{text}</text>')
+        parts.append(
+            f'<text class="tick" x="{x + shift:.1f}" y="{HEIGHT - BOTTOM - 6}" text-anchor="{anchor}">{text}</text>'
+        )
     return parts
 
 
@@ -177,7 +181,8 @@ def _trace(frame: _Frame, series: Series) -> str:
         parts.append(_path(frame, series.x, series.y, f"trace faint series-{series.color}"))
         parts.append(_path(frame, series.x, smooth(series.y), f"trace series-{series.color}"))
     else:
-        parts.append(_path(frame, series.x, series.y, f"trace series-{series.color}"))
+        css = f"trace {'thin ' if series.faint else ''}series-{series.color}"
+        parts.append(_path(frame, series.x, series.y, css))
     if series.markers or len(series.x) == 1:
         parts += [
             f'<circle class="marker series-{series.color}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3"/>'

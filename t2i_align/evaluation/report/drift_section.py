@@ -39,6 +39,11 @@ class DriftPage:
     matrices: dict[str, list[tuple[str, list[tuple[str, float]]]]]
     curves: list[tuple[Trajectory, list[Curve]]]
 
+    @property
+    def of_curves(self) -> set[str]:
+        """Sentences that stand beside a run's curves."""
+        return {one.sentence for one, _ in self.curves}
+
 
 def drift_page(drift: Drift, models: Sequence[str]) -> DriftPage:
     """Prepare the section for the models on trial."""
@@ -67,8 +72,8 @@ def _curve(found: Trajectory, score: Score) -> Curve:
     gains = found.gains[score]
     series = [
         Series("gain", steps, np.array([gain.value for gain in gains]), 0, markers=True),
-        Series("low", steps, np.array([gain.low for gain in gains]), 2),
-        Series("high", steps, np.array([gain.high for gain in gains]), 2),
+        Series("low", steps, np.array([gain.low for gain in gains]), 0, faint=True),
+        Series("high", steps, np.array([gain.high for gain in gains]), 0, faint=True),
     ]
     decides = score == found.judge
     marks = {"peak": found.peak} | ({"stop": found.suggested} if found.suggested is not None else {}) if decides else {}
