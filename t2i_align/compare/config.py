@@ -59,6 +59,8 @@ class Judging(Section):
     seed: NonNegativeInt = Field(0, description="of the initial noise, the same for every model")
     height: PositiveInt | None = Field(None, description="pixels; null is the model's own")
     width: PositiveInt | None = Field(None, description="pixels; null is the model's own")
+    user_scale: float = Field(1.0, ge=0.0, description="strength of a user's attention, of entries with a user")
+    user_guidance: float | None = Field(None, ge=0.0, description="guidance over the user; null is as over the prompt")
     drift: bool = Field(True, description="measure what changed beside the scores")
     proxy: str | None = Field(None, description="SCORER[:DIMENSION] that the models were trained on")
     features: str | None = Field(None, description="CLIP-based scorer by which variety is measured; null is the VAE")

@@ -53,7 +53,9 @@ def run(
     for number, (name, one) in enumerate(comparison.runs.items(), start=1):
         say(f"[{number}/{total}] train {name}: {entries[name].recipe}")
         models[name] = str(train_once(one).folder)
-    judging: dict[str, Any] = config.evaluation.model_dump(exclude={"prompts", "scorers"})
+    elsewhere = {"prompts", "scorers", "user_scale", "user_guidance"}
+    judging: dict[str, Any] = config.evaluation.model_dump(exclude=elsewhere)
+    users = {name: entry.user for name, entry in entries.items() if entry.user is not None}
     say(f"[{total}/{total}] evaluate {', '.join(entries)}")
     found = evaluate.run(
         {name: models[name] for name in entries},
@@ -62,7 +64,7 @@ def run(
         folder / EVALUATION,
         baseline=config.baseline,
         control=config.control,
-        users=UserChoice({name: entry.user for name, entry in entries.items() if entry.user is not None}),
+        users=UserChoice(users, config.evaluation.user_scale, config.evaluation.user_guidance),
         notes={name: entry.note for name, entry in entries.items() if entry.note},
         command=command,
         overwrite=overwrite,

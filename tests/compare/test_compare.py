@@ -79,6 +79,9 @@ def test_recipes_are_trained_once_and_judged_together(settings: dict, tmp_path: 
     assert not (tmp_path / "out" / "eval" / "report.html").exists()
     first = json.loads((tmp_path / "out" / "eval" / "evaluation.json").read_text())["comparisons"]
 
+    with pytest.raises(UserError, match="need a --user"):
+        run(load(settings, tmp_path, "evaluation.user_scale=0.5"), quiet)
+
     settings["models"]["sft"] = None  # left out, and a second launch: nothing is trained or drawn again
     again = run(load(settings, tmp_path), quiet)
     assert trained == ["dpo", "sft"] and list(again.models) == ["base", "dpo"]
