@@ -89,3 +89,13 @@ def test_recomputed_blocks_change_no_number(tiny_sdxl, tmp_path, capsys):
 def test_a_limit_without_a_choice_is_refused(tiny_sdxl, tmp_path):
     config, _ = prepared(tiny_sdxl, tmp_path, memory_limit_gb=3.0)
     assert [p.path for p in rules.violations(config)] == ["model.memory_limit_gb"]
+
+
+def test_attention_is_counted_on_every_device():
+    query, key = torch.randn(2, 3, 16, 8, requires_grad=True), torch.randn(2, 3, 77, 8, requires_grad=True)
+    with Meter([query, key]) as meter:
+        result = torch.nn.functional.scaled_dot_product_attention(query, key, key)
+        forward = 2 * 2 * (2 * 3 * 16 * 77 * 8)  # queries with keys, weights with values
+        assert meter.flops == forward
+        result.sum().backward()
+    assert meter.flops == 3.5 * forward  # five products backward, one of them again
