@@ -39,6 +39,7 @@ DTYPES = {
     "I32": torch.int32,
 }
 FORMAT = 1
+KINDS = ("pictures-", "prompts-")
 PREFIX = "index-"
 PLANS = "pairs-*.arrow"  # see `cache_plan`: they belong to one identity
 
@@ -286,9 +287,10 @@ def read_header(file: Path) -> dict[str, Slot]:
 
 
 def _shards(folder: Path) -> list[tuple[str, int]]:
-    """Name and size of every shard."""
+    """Name and size of every shard. Other files lie beside them: features of users' pairs, reference errors."""
     with os.scandir(folder) as entries:
-        return sorted((entry.name, entry.stat().st_size) for entry in entries if entry.name.endswith(".safetensors"))
+        shards = (entry for entry in entries if entry.name.startswith(KINDS) and entry.name.endswith(".safetensors"))
+        return sorted((entry.name, entry.stat().st_size) for entry in shards)
 
 
 def _in_order(parts: list[np.ndarray], places: np.ndarray) -> np.ndarray:

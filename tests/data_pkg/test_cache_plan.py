@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from t2i_align.data import cache
 from t2i_align.data.cache import CachedReader, build_cache, open_readers
@@ -152,3 +154,15 @@ def test_new_shards_make_older_plans_disappear(pairs) -> None:
     build_cache(data_config(pairs, **options(pairs, heldout_fraction=0.0)), backbone)
     assert not list(folder.glob("pairs-*.arrow"))
     assert len(list(folder.glob("index-*"))) == 1
+
+
+def test_other_tensors_beside_the_shards_are_left_alone(pairs) -> None:
+    """Features of users' pairs are kept in the same folder."""
+    config, backbone, folder = data_config(pairs, **options(pairs)), FakeBackbone(), pairs.parent / "cache"
+    build_cache(config, backbone)
+    first = seen(open_readers(config, backbone, seed=0)[0])
+    save_file({"captions": torch.zeros(2, 3)}, folder / "features-0.safetensors")
+    for index in folder.glob("index-*"):
+        shutil.rmtree(index)
+    assert build_cache(config, backbone).encoded_pairs == 0
+    assert seen(open_readers(config, backbone, seed=0)[0])[:-1] == first[:-1]
