@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from common import write_report
 
@@ -27,11 +28,10 @@ BOUNDS = {"import t2i_align": 0.3, "t2i-align --help": 0.5, "first step, cache t
 POLL = 0.01
 
 
-def started(words: list[str]) -> subprocess.Popen:
-    """A quiet process of this interpreter, in the repository."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+def started(words: list[str], output: IO[bytes]) -> subprocess.Popen:
+    """A process of this interpreter, in the repository, that writes into a file."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, **quiet)
+    return subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, stdout=output, stderr=output)
 
 
 def cost(words: list[str], done: Callable[[], bool] | None = None) -> tuple[float, float]:
@@ -40,18 +40,20 @@ def cost(words: list[str], done: Callable[[], bool] | None = None) -> tuple[floa
     Raises:
         RuntimeError: it failed.
     """
-    begin = time.perf_counter()
-    process = started(words)
-    reached = False
-    while done is not None and process.poll() is None and not reached:
-        time.sleep(POLL)
-        reached = done()
-    if reached:
-        process.send_signal(signal.SIGKILL)
-    _, status, usage = os.wait4(process.pid, 0) if process.returncode is None else (0, process.returncode, None)
-    wall = time.perf_counter() - begin
-    if usage is None or (status != 0 and not reached):
-        raise RuntimeError(f"{' '.join(words)} ended with status {status}")
+    with tempfile.TemporaryFile() as output:
+        begin = time.perf_counter()
+        process = started(words, output)
+        reached = False
+        while done is not None and process.poll() is None and not reached:
+            time.sleep(POLL)
+            reached = done()
+        if reached:
+            process.send_signal(signal.SIGKILL)
+        _, status, usage = os.wait4(process.pid, 0) if process.returncode is None else (0, process.returncode, None)
+        wall = time.perf_counter() - begin
+        if usage is None or (status != 0 and not reached):
+            output.seek(0)
+            raise RuntimeError(f"{' '.join(words)} ended with status {status}:\n{output.read().decode()}")
     return wall, usage.ru_utime + usage.ru_stime
 
 
