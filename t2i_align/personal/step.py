@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -58,10 +58,12 @@ class UserStep(PairStep):
         with self._for_users(batch, draws):
             return super().loss(batch, draws, step)
 
-    def policy_errors(self, batch: PairBatch, draws: Draws) -> tuple[Tensor, Tensor]:
-        """See `PairStep`."""
+    def probe_errors(
+        self, batch: PairBatch, draws: Draws, network: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> tuple[Tensor, Tensor]:
+        """See `PairStep`; `network` is entered last, so that the reference stays at scale 0."""
         with self._for_users(batch, draws):
-            return super().policy_errors(batch, draws)
+            return super().probe_errors(batch, draws, network)
 
     def validation_users(self, guided: bool) -> list[tuple[str, AbstractContextManager[None]]]:
         """A word for file names, and a context in which pictures are made for that user."""

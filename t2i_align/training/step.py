@@ -94,14 +94,17 @@ class PairStep:
             output.metrics["reference_divergence"] = divergence
         return output, inputs.latents.timesteps[: len(items)] / self._backbone.num_train_timesteps
 
-    def policy_errors(self, batch: PairBatch, draws: Draws) -> tuple[Tensor, Tensor]:
-        """e_w and e_l ``[B]`` of the current weights, for probes; the link plays no part.
+    def probe_errors(
+        self, batch: PairBatch, draws: Draws, network: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> tuple[Tensor, Tensor]:
+        """e_w and e_l ``[B]`` of the current weights, or of the network lent inside `network`; the link plays no part.
 
         Noise that the policy itself decides would change between probes: those get random noise.
         """
         latents = self._objective.latents
         inputs = self._inputs(as_pairs(batch), draws, SharedNoise() if latents.asks_policy else latents)
-        errors = self._errors(inputs)
+        with network():
+            errors = self._errors(inputs)
         return errors[: len(batch)], errors[len(batch) :]
 
     def errors_under(self, batch: PairBatch | ListBatch, draws: Draws, network: AbstractContextManager[Any]) -> Tensor:

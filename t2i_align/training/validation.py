@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -105,20 +106,19 @@ class HeldoutProbe:
         """Per held-out pair of this process ``[N, 3]``: accuracy (ties 0.5), d_w, d_l."""
         if self._reference is None:
             assert self._initial is not None
-            with self._initial():
-                self._reference = self._measure()
+            self._reference = self._measure(self._initial)
         d_winner, d_loser = (self._measure() - self._reference).mean(-1)
         margin = d_loser - d_winner
         accuracy = torch.where(margin == 0, 0.5, (margin > 0).float())
         return torch.stack([accuracy, d_winner, d_loser], dim=1)
 
     @torch.no_grad()
-    def _measure(self) -> torch.Tensor:
+    def _measure(self, network: Callable[[], AbstractContextManager[Any]] = nullcontext) -> torch.Tensor:
         rows = []
         for batch in self._batches():
             per_draw = []
             for draw in range(self._draws):
-                errors = self._step.policy_errors(batch, Draws("heldout", draw))
+                errors = self._step.probe_errors(batch, Draws("heldout", draw), network)
                 per_draw.append(torch.stack(errors).float().cpu())
             rows.append(torch.stack(per_draw, dim=-1))
         return torch.cat(rows, dim=1) if rows else torch.zeros(2, 0, self._draws)
