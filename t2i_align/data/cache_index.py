@@ -20,6 +20,7 @@ import json
 import math
 import os
 import shutil
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -229,7 +230,7 @@ class StoreIndex:
 
     def _write(self, where: Path) -> None:
         """Whole or not at all; several processes may do so at once."""
-        temporary = where.with_name(f"{where.name}.{os.getpid()}.tmp")
+        temporary = where.with_name(f"{where.name}.{uuid.uuid4().hex}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         for name, array in self._arrays().items():

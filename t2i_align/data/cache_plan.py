@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -178,7 +179,7 @@ def write_plan(file: Path, source: PairSource, keys: np.ndarray) -> None:
         "left_out": source.left_out,
     }
     batch = pa.record_batch(arrays).replace_schema_metadata({"about": json.dumps(about)})
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
     with pa.OSFile(str(temporary), "wb") as stream, pa.ipc.new_file(stream, batch.schema) as writer:
         writer.write_batch(batch)
     temporary.replace(file)

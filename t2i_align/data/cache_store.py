@@ -27,6 +27,7 @@ import os
 import shutil
 import threading
 import time
+import uuid
 from collections import OrderedDict
 from io import FileIO
 from pathlib import Path
@@ -57,14 +58,14 @@ def write_shard(folder: Path, kind: str, tensors: dict[str, Tensor], metadata: d
     keys = tensors["pairs" if kind == "pictures" else "captions"]
     content = keys.numpy().tobytes() + json.dumps(metadata).encode()
     name = f"{kind}-{hashlib.blake2b(content, digest_size=8).hexdigest()}.safetensors"
-    temporary = folder / f"{name}.{os.getpid()}{TEMPORARY}"
+    temporary = folder / f"{name}.{uuid.uuid4().hex}{TEMPORARY}"
     save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, metadata=metadata)
     os.replace(temporary, folder / name)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(temporary, path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def write_pairs(
     """Write pairs to a new parquet file, complete or not at all; see `convert`."""
     skipped: list[str] = []
     written = 0
-    temporary = output.with_name(f"{output.name}.{os.getpid()}.tmp")
+    temporary = output.with_name(f"{output.name}.{uuid.uuid4().hex}.tmp")
     temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
         with pq.ParquetWriter(temporary, _schema(pairs), use_dictionary=["caption", "user_id"]) as writer:

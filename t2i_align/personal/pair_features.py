@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def pair_features(source: PairSource, extractor: Extractor, folder: str | Path |
     if not path.is_file():
         computed = _compute(source, extractor)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.writing")
+        partial = path.with_suffix(f".{uuid.uuid4().hex}.writing")
         save_file(computed.tensors(), partial)
         partial.replace(path)
     return PairFeatures(**load_file(path))

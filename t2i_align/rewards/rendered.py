@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def run(
     output = new_parquet(Path(output))
     output.parent.mkdir(parents=True, exist_ok=True)
     excluded = frozenset(prompts("heldout"))
-    temporary = output.with_name(f"{output.name}.{os.getpid()}.tmp")
+    temporary = output.with_name(f"{output.name}.{uuid.uuid4().hex}.tmp")
     try:
         with pq.ParquetWriter(temporary, SCHEMA) as writer:
             for start in range(0, count, ROWS_PER_GROUP):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class ReferenceStore:
             return
         items = torch.tensor(list(self._pending))
         name = f"errors-{hashlib.blake2b(items.numpy().tobytes(), digest_size=8).hexdigest()}.safetensors"
-        temporary = self.folder / f"{name}.{os.getpid()}{TEMPORARY}"
+        temporary = self.folder / f"{name}.{uuid.uuid4().hex}{TEMPORARY}"
         save_file({"items": items, "errors": torch.stack(list(self._pending.values()))}, temporary)
         os.replace(temporary, self.folder / name)
         self._pending.clear()
