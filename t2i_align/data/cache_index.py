@@ -21,6 +21,7 @@ import math
 import os
 import shutil
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,8 @@ class StoreIndex:
         identity = hashlib.blake2b(json.dumps([FORMAT, shards]).encode(), digest_size=16).hexdigest()
         where = folder / f"{PREFIX}{identity}"
         if where.is_dir():
-            return cls._mapped(where, identity)
+            with suppress(FileNotFoundError):  # another process that knows newer shards may just be removing it
+                return cls._mapped(where, identity)
         index = cls._worked_out(folder, [name for name, _ in shards], identity)
         if keep and shards and os.access(folder, os.W_OK):
             index._write(where)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from t2i_align.config.schema import DataConfig
-from t2i_align.data.cache_store import write_json
+from t2i_align.data.cache_store import TEMPORARY, write_json
 from t2i_align.data.tables import PairTable
 from t2i_align.data.transform import VERSION
 from t2i_align.errors import UserError
@@ -56,13 +56,17 @@ class CacheKey:
                 return cls(**json.loads(file.read_text()))
             except (json.JSONDecodeError, TypeError) as error:
                 raise UserError(f"{file} does not describe a cache.", str(error), _rebuild(folder)) from error
-        if folder.is_dir() and any(folder.iterdir()):
-            raise UserError(
-                "data.cache_dir is a folder that is not a cache.",
-                f"{folder} holds {next(folder.iterdir()).name} and no {FILE}",
-                "set data.cache_dir to a new or empty folder",
-            )
-        return None
+        names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        held = [name for name in names if not name.endswith(TEMPORARY)]  # another process may be writing the key
+        if not held:
+            return None
+        if file.is_file():  # it came between the two looks
+            return cls.read(folder)
+        raise UserError(
+            "data.cache_dir is a folder that is not a cache.",
+            f"{folder} holds {held[0]} and no {FILE}",
+            "set data.cache_dir to a new or empty folder",
+        )
 
     def write(self, folder: Path) -> None:
         """Save the key."""

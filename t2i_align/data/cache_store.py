@@ -29,6 +29,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Delete what killed builds were writing."""
     for file in folder.glob(f"*{TEMPORARY}"):
-        if time.time() - file.stat().st_mtime <= STALE_SECONDS:
-            continue
+        with suppress(FileNotFoundError):  # another process has just finished it
+            if time.time() - file.stat().st_mtime <= STALE_SECONDS:
+                continue
         if file.is_dir():
             shutil.rmtree(file, ignore_errors=True)
         else:
