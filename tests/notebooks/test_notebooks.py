@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,33 @@ SDXL_LINE = r"```python\n([^\n]+)\n```"
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Path]]:
-    """One kernel for all, as importing the frameworks takes longer than most notebooks; and the folder it runs in."""
-    place = execute.workplace(tmp_path_factory.mktemp("notebooks"))
-    manager = NotebookClient(execute.read(NOTEBOOKS[0])).create_kernel_manager()
-    yield manager, place
-    run_sync(manager.shutdown_kernel)(now=True)
+def executed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Path, Future[list[Any]]]]:
+    """Code cells of every notebook after it ran. Two kernels share them, one per core of a small machine.
+
+    A kernel runs several, as importing the frameworks takes longer than most notebooks.
+    """
+    with ThreadPoolExecutor(max_workers=2) as workers:
+        places = [execute.workplace(tmp_path_factory.mktemp("notebooks")) for _ in range(2)]
+        queues = [NOTEBOOKS[first::2] for first in range(2)]
+        results: dict[Path, Future[list[Any]]] = {path: Future() for path in NOTEBOOKS}
+        for queue, place in zip(queues, places, strict=True):
+            workers.submit(run_all, queue, place, results)
+        yield results
+
+
+def run_all(queue: list[Path], place: Path, results: dict[Path, Future[list[Any]]]) -> None:
+    """Run notebooks one after another in one kernel; a failure belongs to its notebook alone."""
+    manager = NotebookClient(execute.read(queue[0])).create_kernel_manager()
+    try:
+        for path in queue:
+            notebook = execute.read(path)
+            notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))  # nothing of the notebook before
+            try:
+                results[path].set_result(code_cells(execute.run(notebook, place, manager))[1:])
+            except BaseException as error:
+                results[path].set_exception(error)
+    finally:
+        run_sync(manager.shutdown_kernel)(now=True)
 
 
 def code_cells(notebook: Any) -> list[Any]:
@@ -47,12 +69,9 @@ def kinds(cell: Any) -> list[str]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
-def test_it_runs_and_shows_what_is_kept(path: Path, kernel: tuple[Any, Path]) -> None:
-    manager, place = kernel
-    kept, fresh = execute.read(path), execute.read(path)
-    fresh.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))  # nothing of the notebook before
-    cells = code_cells(execute.run(fresh, place, manager))[1:]
-    for number, (cell, before) in enumerate(zip(cells, code_cells(kept), strict=True), start=1):
+def test_it_runs_and_shows_what_is_kept(path: Path, executed: dict[Path, Future[list[Any]]]) -> None:
+    cells = executed[path].result()
+    for number, (cell, before) in enumerate(zip(cells, code_cells(execute.read(path)), strict=True), start=1):
         shown = [kind for kind in kinds(cell) if kind != "stderr"]  # another machine may have its own warnings
         assert shown == kinds(before), f"code cell {number}: {cell.source[:200]}"
 
