@@ -39,6 +39,7 @@ DRIVER = """<script>addEventListener("load", () => {
   found.next = document.getElementById("lightbox-place").textContent;
   lightbox.querySelector(".close").click();
   found.closed = !lightbox.open;
+  found.focus = cards.indexOf(document.activeElement);
   const chart = document.querySelector("svg.chart");
   const box = chart.getBoundingClientRect();
   chart.dispatchEvent(new PointerEvent("pointermove", { clientX: box.left + box.width / 2, clientY: box.top + 9 }));
@@ -47,10 +48,7 @@ DRIVER = """<script>addEventListener("load", () => {
   const focusable = "a[href], button, summary, [tabindex='0'], input, select";
   found.unreachable = [...document.querySelectorAll(".card, th button, .copy, summary")]
     .filter((element) => !element.matches(focusable)).length;
-  setTimeout(() => {
-    found.focus = cards.indexOf(document.activeElement);
-    document.body.replaceChildren(Object.assign(document.createElement("pre"), { textContent: JSON.stringify(found) }));
-  }, 50);
+  document.body.replaceChildren(Object.assign(document.createElement("pre"), { textContent: JSON.stringify(found) }));
 });</script>"""
 
 

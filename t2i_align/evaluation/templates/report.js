@@ -57,9 +57,12 @@
   };
   cards.forEach((card, index) => card.addEventListener("click", () => show(index)));
   steps.forEach((button) => button.addEventListener("click", () => show(current + Number(button.dataset.step))));
-  lightbox.querySelector(".close").addEventListener("click", () => lightbox.close());
-  lightbox.addEventListener("click", (event) => { if (event.target === lightbox) lightbox.close(); });
-  lightbox.addEventListener("close", () => cards[current].focus());
+  // The browser gives the focus back to the card that opened the dialog; the reader may have stepped to another since.
+  const back = () => cards[current].focus();
+  const close = () => { lightbox.close(); back(); };
+  lightbox.querySelector(".close").addEventListener("click", close);
+  lightbox.addEventListener("click", (event) => { if (event.target === lightbox) close(); });
+  lightbox.addEventListener("close", back);  // by Escape
   lightbox.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (step) { event.preventDefault(); show(current + step); }
