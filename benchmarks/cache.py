@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from common import write_report
+from common import seconds, write_report
 
 from t2i_align import objectives
 from t2i_align.backbones import Backbone, load_backbone
@@ -33,19 +32,6 @@ from t2i_align.data.provider import PairProvider
 from t2i_align.data.sources import has_heldout, open_source
 from t2i_align.data.transform import Geometry, PairTransform
 from t2i_align.training.step import Draws, PairStep
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Of the clock on a GPU, of the processor elsewhere."""
-    if not torch.cuda.is_available():
-        started = time.process_time()
-        work()
-        return time.process_time() - started
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def sources_of(run: RunConfig) -> list[PairSource]:

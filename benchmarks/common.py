@@ -7,7 +7,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -37,6 +38,21 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Of the clock on a GPU, of the processor elsewhere."""
+    import torch
+
+    if not torch.cuda.is_available():
+        started = time.process_time()
+        work()
+        return time.process_time() - started
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def write_report(path: Path | None, title: str, rows: Sequence[Mapping[str, Any]], **details: Any) -> None:

@@ -11,13 +11,12 @@ network (a latent reward model, a CLIP) is in the rollout and not in the floor.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from common import write_report
+from common import seconds, write_report
 
 from t2i_align.backbones import Backbone, load_backbone
 from t2i_align.config.loading import load_config
@@ -26,19 +25,6 @@ from t2i_align.stepwise.brancher import RolloutAddress
 from t2i_align.stepwise.build import build_rollout, rollout_prompts
 from t2i_align.stepwise.denoiser import PassCounter
 from t2i_align.stepwise.rollout import RolloutPrompts
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Of the clock on a GPU, of the processor elsewhere."""
-    if not torch.cuda.is_available():
-        started = time.process_time()
-        work()
-        return time.process_time() - started
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def rollout_of(

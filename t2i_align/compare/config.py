@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from t2i_align.config.layers import merge
 from t2i_align.config.loading import load_config
-from t2i_align.config.problems import Problem, in_words, report
+from t2i_align.config.problems import from_sections, report
 from t2i_align.config.schema import NonNegativeInt, PositiveInt, RunConfig, Section
 from t2i_align.errors import UserError
 
@@ -120,7 +119,13 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
     try:
         config = CompareConfig.model_validate(merged.values)
     except ValidationError as error:
-        raise report(_problems(error), str(path), merged.places) from error
+        raise report(
+            from_sections(
+                error, (CompareConfig, Entry, Preparation, Judging), "see docs/evaluation.md, Many models, one report"
+            ),
+            str(path),
+            merged.places,
+        ) from error
     runs = {
         name: _run(config, name, entry, _folder_of(f"models.{name}.recipe", merged.places) / entry.recipe)
         for name, entry in config.entries.items()
@@ -142,17 +147,3 @@ def _run(config: CompareConfig, name: str, entry: Entry, recipe: Path) -> RunCon
         return load_config(recipe, [*config.overrides, *entry.overrides, *where])
     except UserError as error:
         raise UserError(f"model {name}: {error.what}", error.found, error.fix) from error
-
-
-def _problems(error: ValidationError) -> list[Problem]:
-    """Pydantic's errors with the nearest valid key."""
-    valid = [name for section in (CompareConfig, Entry, Preparation, Judging) for name in section.model_fields]
-    problems = []
-    for details in error.errors(include_url=False):
-        path = ".".join(str(part) for part in details["loc"])
-        fix = "see docs/evaluation.md, Many models, one report"
-        if details["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(details["loc"][-1]), valid, n=1)
-            fix = f"did you mean {near[0]}?" if near else f"remove it; valid keys: {', '.join(valid)}"
-        problems.append(Problem(path, details["msg"].removeprefix("Value error, "), in_words(details["input"]), fix))
-    return problems

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from t2i_align.config.fields import Key, keys, nearest_key
 from t2i_align.errors import UserError
@@ -55,6 +55,25 @@ def from_validation(error: ValidationError) -> list[Problem]:
     """Pydantic's errors in the words of this project."""
     found = [_from_details(dict(details)) for details in error.errors(include_url=False)]
     return list(dict.fromkeys(found))
+
+
+def from_sections(error: ValidationError, sections: Sequence[type[BaseModel]] = (), see: str = "") -> list[Problem]:
+    """Pydantic's errors of a file that is not a run.
+
+    Args:
+        error: what pydantic found.
+        sections: of the file; an unknown key is answered with the nearest of theirs.
+        see: the fix of all other errors.
+    """
+    valid = [name for section in sections for name in section.model_fields]
+    problems = []
+    for details in error.errors(include_url=False):
+        path, fix = ".".join(str(part) for part in details["loc"]), see
+        if valid and details["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(details["loc"][-1]), valid, n=1)
+            fix = f"did you mean {near[0]}?" if near else f"remove it; valid keys: {', '.join(valid)}"
+        problems.append(Problem(path, details["msg"].removeprefix("Value error, "), in_words(details["input"]), fix))
+    return problems
 
 
 def _from_details(details: dict[str, Any]) -> Problem:

@@ -94,8 +94,7 @@ def build_cache(
     """Encode whatever a run with this data section needs and the cache lacks.
 
     Killed builds resume: at most ``shard_pairs`` pairs are encoded again. Several processes may share the
-        work: each
-    takes the prompts whose hash is its rank.
+    work: each takes the prompts whose hash is its rank.
 
     Args:
         config: the data section; ``cache_dir`` is set.

@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from t2i_align.config.layers import Merged
-from t2i_align.config.problems import Problem, in_words, report
+from t2i_align.config.problems import from_sections, report
 from t2i_align.config.schema import DataConfig, NonNegativeInt, PositiveInt, Section
 from t2i_align.errors import UserError
 
@@ -145,11 +145,7 @@ def read_config(merged: Merged, source: str) -> NoisyRewardConfig:
     try:
         return NoisyRewardConfig.model_validate(merged.values)
     except ValidationError as error:
-        problems = [
-            Problem(".".join(map(str, part["loc"])), part["msg"].removeprefix("Value error, "), in_words(part["input"]))
-            for part in error.errors(include_url=False)
-        ]
-        raise report(problems, source, merged.places) from error
+        raise report(from_sections(error), source, merged.places) from error
 
 
 def train(config: NoisyRewardConfig, progress: Progress | None = None) -> NoisyResult:

@@ -25,7 +25,7 @@ from reward_models.personal.ideal_points import fit_ideal_points
 from reward_models.personal.low_rank import fit_low_rank
 from reward_models.personal.records import PreferencePairs
 from t2i_align.config.layers import Merged
-from t2i_align.config.problems import Problem, in_words, report
+from t2i_align.config.problems import from_sections, report
 from t2i_align.config.schema import DataConfig, NonNegativeInt, PositiveInt, Section
 from t2i_align.data.pair_source import PairSource
 from t2i_align.data.sampler import permutation
@@ -134,11 +134,7 @@ def read_config(merged: Merged, source: str) -> PersonalRewardConfig:
     try:
         return PersonalRewardConfig.model_validate(merged.values)
     except ValidationError as error:
-        problems = [
-            Problem(".".join(map(str, part["loc"])), part["msg"].removeprefix("Value error, "), in_words(part["input"]))
-            for part in error.errors(include_url=False)
-        ]
-        raise report(problems, source, merged.places) from error
+        raise report(from_sections(error), source, merged.places) from error
 
 
 def train(config: PersonalRewardConfig) -> PersonalResult:

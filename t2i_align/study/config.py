@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from t2i_align.config.layers import merge
 from t2i_align.config.loading import config_from_values
-from t2i_align.config.problems import Problem, in_words, report
+from t2i_align.config.problems import from_sections, report
 from t2i_align.config.schema import NonNegativeInt, PositiveInt, RunConfig, Section
 from t2i_align.errors import UserError
 
@@ -105,27 +104,17 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     try:
         study = StudyConfig.model_validate(merged.values)
     except ValidationError as error:
-        raise report(_problems(error), str(path), merged.places) from error
+        raise report(
+            from_sections(error, (StudyConfig, Method, Judging), "see docs/objectives.md, The method table"),
+            str(path),
+            merged.places,
+        ) from error
     for name, method in all_methods(study):
         try:
             run_of(study, method, method.settings[0], study.seeds[0], Path(study.output_dir) / name)
         except UserError as error:
             raise UserError(f"method {name}: {error.what}", error.found, error.fix) from error
     return study
-
-
-def _problems(error: ValidationError) -> list[Problem]:
-    """Pydantic's errors with the nearest valid key."""
-    valid = [name for section in (StudyConfig, Method, Judging) for name in section.model_fields]
-    problems = []
-    for details in error.errors(include_url=False):
-        path = ".".join(str(part) for part in details["loc"])
-        fix = "see docs/objectives.md, The method table"
-        if details["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(details["loc"][-1]), valid, n=1)
-            fix = f"did you mean {near[0]}?" if near else f"remove it; valid keys: {', '.join(valid)}"
-        problems.append(Problem(path, details["msg"].removeprefix("Value error, "), in_words(details["input"]), fix))
-    return problems
 
 
 def all_methods(study: StudyConfig) -> Iterator[tuple[str, Method]]:
