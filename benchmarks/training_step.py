@@ -52,7 +52,7 @@ class Contestant:
     command: list[str]
     steps: list[dict[str, float]] = field(default_factory=list)
     floors: list[dict[str, float]] = field(default_factory=list)
-    tensors: float = 0.0
+    tensors: float | None = None
 
     def start(self, log: Path) -> None:
         """Launch, and wait for the first step."""
@@ -80,8 +80,9 @@ class Contestant:
         self.floors.append(self._ask("f"))
 
     def count(self) -> None:
-        """One more step, to count its tensors."""
-        self.tensors = self._ask("m")["tensors"]
+        """One more step, to count its tensors; compiled kernels make theirs where nobody sees them."""
+        if not any("model.compile=true" in part for part in self.command):
+            self.tensors = self._ask("m")["tensors"]
 
     def stop(self) -> None:
         """Leave without finishing the run."""
@@ -110,7 +111,7 @@ class Contestant:
         if base is not None:
             ratios = {clock: _ratio(self, base, clock) for clock in ("wall", "cpu")}
             row |= {f"speed-up ({clock})": ratio for clock, ratio in ratios.items()}
-            row["tensors ratio"] = self.tensors / base.tensors
+            row["tensors ratio"] = self.tensors / base.tensors if self.tensors and base.tensors else None
             row["process ratio"] = row["process MB"] / base.steps[-1]["rss"]
         return row
 

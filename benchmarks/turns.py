@@ -81,7 +81,8 @@ class Turns:
         """Count the bytes of all tensors there are, and from now on of those that are made."""
         held = {}
         for thing in gc.get_objects():
-            if isinstance(thing, torch.Tensor) and thing.device.type != "meta":
+            # by type: isinstance trips over dead weak references; neither meta nor a compiler's fake tensors hold bytes
+            if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.device.type != "meta":
                 storage = thing.untyped_storage()
                 held[storage._cdata] = (storage.nbytes(), thing)
         self._held_before = sum(size for size, _ in held.values())
@@ -120,7 +121,7 @@ class Turns:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         for network in gc.get_objects():
-            if isinstance(network, UNet2DConditionModel):
+            if issubclass(type(network), UNet2DConditionModel):  # see _count
                 self._watched[network] = [layer for layer in network.modules() if isinstance(layer, BaseTunerLayer)]
                 network.register_forward_pre_hook(self._note, with_kwargs=True)
 
