@@ -169,14 +169,35 @@ def test_a_folder_that_already_holds_a_run(tiny_sdxl, pairs, tmp_path):
     assert result.exit_code == 2 and "resume_from_checkpoint=latest" in result.output
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_a_sharded_launch_is_refused_before_anything_is_loaded(tiny_sdxl, pairs, tmp_path, monkeypatch, name):
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+@pytest.mark.parametrize(
+    ("launch", "sections", "words"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, ["asks for DeepSpeed", "configs/accelerate/fsdp2.yaml", "ZeRO-3"]),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, ["asks for FSDP version 1", "fsdp_version: 2"]),
+        (FSDP | {"FSDP_OFFLOAD_PARAMS": "true"}, {}, ["asks for fsdp_offload_params"]),
+        (FSDP | {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, ["model.gradient_checkpointing"]),
+        (FSDP | {"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, {}, ["TRANSFORMER_BASED_WRAP"]),
+        (FSDP, {"training": {"mixed_precision": "fp16"}}, ["gradient scaler", "bf16"]),
+        (FSDP, {"training": {"optimizer": "adafactor"}}, ["optimizer: adafactor", "training.optimizer=adamw"]),
+        (FSDP, {"model": {"channels_last": True}}, ["model.channels_last", "configs/accelerate/ddp.yaml"]),
+        (FSDP, {"objective": {"reference": {"name": "moving"}}}, ["its reference follows the policy"]),
+        (FSDP, {"objective": {"latents": {"name": "ddim_inversion"}}}, ["its latents ask the policy"]),
+    ],
+    ids=lambda value: "",
+)
+def test_what_cannot_be_sharded_is_refused_before_anything_is_loaded(
+    tiny_sdxl, pairs, tmp_path, monkeypatch, launch, sections, words
+):
     from accelerate import Accelerator
 
     def never(*args, **kwargs):
         raise AssertionError("accelerate was set up")
 
     monkeypatch.setattr(Accelerator, "__init__", never)
-    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    output = refusal(run_settings(tiny_sdxl, pairs, tmp_path / "run"), tmp_path)
-    assert f"the launch file asks for {name}" in output and "configs/accelerate/ddp.yaml" in output
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    output = refusal(run_settings(tiny_sdxl, pairs, tmp_path / "run", **sections), tmp_path)
+    assert all(word in output for word in words), output

@@ -25,6 +25,8 @@ class AdapterOff:
     """The policy network itself with its adapters switched off: no second copy in memory.
 
     The layers are listed once: walking a thousand modules four times a step costs as much as a small network's pass.
+    They are switched by peft's flag alone. Its ``enable_adapters`` also clears ``requires_grad``, and sharded weights
+    keep for good what that was when they were first gathered.
 
     Args:
         unet: after its adapters were added.
@@ -47,7 +49,7 @@ class AdapterOff:
 
     def _switch(self, on: bool, in_training: list[nn.Module]) -> None:
         for layer in self._adapted:
-            layer.enable_adapters(on)
+            layer._disable_adapters = not on
         for module in in_training:
             module.training = on
 

@@ -16,7 +16,8 @@ from t2i_align.backbones.fit import check_component, check_fits_base, check_pipe
 from t2i_align.backbones.folders import BUILT_IN, MODEL_INDEX, read_json, read_model_index, resolve_folder
 from t2i_align.backbones.loading import BACKBONES, load_pipeline, load_vae, loading_errors, quiet_loading
 from t2i_align.backbones.lora_files import LORA_FILE, apply_lora
-from t2i_align.backbones.trainable import TRAINABLE_FILE
+from t2i_align.backbones.pieces import part_files
+from t2i_align.backbones.trainable import TRAINABLE
 from t2i_align.config.schema import ModelConfig
 from t2i_align.errors import UserError
 
@@ -152,7 +153,7 @@ def _is_unet(folder: Path) -> bool:
 
 
 def _nothing_there(path: Path) -> UserError:
-    if (path / TRAINABLE_FILE).is_file():
+    if part_files(path, TRAINABLE):
         return UserError(
             "A checkpoint is for resuming; its weights are not portable.",
             str(path),

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from t2i_align.backbones.base import Backbone
 from t2i_align.backbones.fit import shape_problems, summary
-from t2i_align.backbones.weight_files import read_header
+from t2i_align.backbones.pieces import NamedTensors, part_files
 from t2i_align.errors import UserError
 
-TRAINABLE_FILE = "trainable.safetensors"
+TRAINABLE = "trainable"
+TRAINABLE_FILE = f"{TRAINABLE}.safetensors"
 
 
 def trainable_state(backbone: Backbone) -> dict[str, Tensor]:
@@ -21,28 +21,29 @@ def trainable_state(backbone: Backbone) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in backbone.unet.named_parameters() if parameter.requires_grad}
 
 
-def load_trainable(backbone: Backbone, path: str | Path) -> None:
+def load_trainable(backbone: Backbone, path: str | Path, part: str = TRAINABLE) -> None:
     """Copy trained weights into `backbone`, in place.
 
     Args:
         backbone: adapted as in the run that wrote the file.
-        path: a ``trainable.safetensors`` or ``ema.safetensors``, or the checkpoint folder that holds the first.
+        path: a ``trainable.safetensors`` or ``ema.safetensors``, or the checkpoint folder that holds the first, whole
+            or in pieces.
+
+        part: of a folder: ``trainable``, or ``ema``.
 
     Raises:
         UserError: no such file, a damaged one, or names or shapes that differ from the backbone's.
     """
     path = Path(path)
-    if path.is_dir():
-        path = path / TRAINABLE_FILE
-    target = trainable_state(backbone)
-    problems = shape_problems(read_header(path).shapes, {name: tuple(p.shape) for name, p in target.items()})
+    files = part_files(path, part) or [path / f"{part}.safetensors"] if path.is_dir() else [path]
+    weights, target = NamedTensors(files), trainable_state(backbone)
+    problems = shape_problems(weights.shapes, {name: tuple(p.shape) for name, p in target.items()})
     if problems:
         raise UserError(
             "The checkpoint belongs to another architecture.",
             f"{path}: {summary(problems)}",
             "use the model and adapter settings (model.train, model.lora) of the run that wrote it",
         )
-    weights = load_file(path)
     with torch.no_grad():
         for name, parameter in target.items():
-            parameter.copy_(weights[name])
+            parameter.copy_(weights.rows(name))

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from t2i_align.backbones.base import Backbone
 from t2i_align.backbones.loading import load_backbone
-from t2i_align.backbones.trainable import TRAINABLE_FILE, load_trainable, trainable_state
+from t2i_align.backbones.pieces import part_files
+from t2i_align.backbones.trainable import TRAINABLE, load_trainable, trainable_state
 from t2i_align.config.loading import load_config, save_resolved
 from t2i_align.config.schema import RunConfig
 from t2i_align.errors import UserError
@@ -23,7 +24,7 @@ from t2i_align.export.card import model_card
 from t2i_align.export.weights import DTYPES, lora_entries, save_kohya, save_lora, save_unet, save_user_adapter
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-EMA_FILE, STATE_FILE, CONFIG_FILE, METRICS_FILE = "ema.safetensors", "state.json", "config.yaml", "metrics.jsonl"
+EMA, STATE_FILE, CONFIG_FILE, METRICS_FILE = "ema", "state.json", "config.yaml", "metrics.jsonl"
 LAST_ROWS = 20  # held-out values are logged less often than losses
 
 
@@ -32,7 +33,7 @@ def export_run(
     output_dir: str | Path,
     config: RunConfig,
     metrics: Mapping[str, Any],
-    ema_weights: Mapping[str, Tensor] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
     *,
     data_fingerprint: str | None = None,
 ) -> Path:
@@ -47,7 +48,7 @@ def export_run(
         output_dir: made if needed.
         config: of the run.
         metrics: last logged values, for the card.
-        ema_weights: name -> averaged weight, exported instead of the policy's own.
+        weights: name -> whole trained weight, averaged or collected from several processes; by default the policy's.
         data_fingerprint: identity of the training pairs, for the card.
 
     Returns:
@@ -57,9 +58,8 @@ def export_run(
         UserError: kohya keys were asked for and cannot carry this LoRA; everything else has been written then.
     """
     output_dir = Path(output_dir)
-    weights = trainable_state(backbone)
-    if ema_weights is not None:
-        weights = {name: ema_weights[name] for name in weights}
+    trained = trainable_state(backbone)
+    weights = trained if weights is None else {name: weights[name] for name in trained}
     staging = output_dir.with_name(f".{output_dir.name}.writing")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -102,10 +102,8 @@ def export_checkpoint(run_dir: str | Path, checkpoint: str | Path | None, output
         from t2i_align.personal.build import attach_saved
 
         attach_saved(backbone, run_dir)
-    averaged = folder / EMA_FILE
-    load_trainable(
-        backbone, averaged if config.training.ema.enabled and averaged.is_file() else folder / TRAINABLE_FILE
-    )
+    averaged = config.training.ema.enabled and bool(part_files(folder, EMA))
+    load_trainable(backbone, folder, EMA if averaged else TRAINABLE)
     state = json.loads((folder / STATE_FILE).read_text()) if (folder / STATE_FILE).is_file() else {}
     return export_run(
         backbone,
@@ -145,7 +143,7 @@ def last_metrics(path: Path, until: int) -> dict[str, Any]:
 
 
 def _complete(path: Path) -> bool:
-    return CHECKPOINT.fullmatch(path.name) is not None and (path / TRAINABLE_FILE).is_file()
+    return CHECKPOINT.fullmatch(path.name) is not None and bool(part_files(path, TRAINABLE))
 
 
 def _number(path: Path) -> int:

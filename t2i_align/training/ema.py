@@ -9,6 +9,7 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from t2i_align.config.schema import EmaConfig
+from t2i_align.training.rows import divided_like, own_parameters
 
 
 class Ema:
@@ -16,13 +17,13 @@ class Ema:
 
     Args:
         config: decay in (0, 1) and the first step that counts.
-        trainable: name -> live parameter.
+        trainable: name -> live parameter; of one that is divided among processes each averages its own rows.
     """
 
     def __init__(self, config: EmaConfig, trainable: dict[str, torch.nn.Parameter]) -> None:
         self._trainable = trainable
         self._model = EMAModel(
-            trainable.values(), decay=config.decay, update_after_step=config.update_after_step, foreach=True
+            own_parameters(trainable), decay=config.decay, update_after_step=config.update_after_step, foreach=True
         )
 
     @property
@@ -37,18 +38,19 @@ class Ema:
     @property
     def weights(self) -> dict[str, torch.Tensor]:
         """Name -> averaged weight, the live storage."""
-        return dict(zip(self._trainable, self._model.shadow_params, strict=True))
+        pairs = zip(self._trainable.items(), self._model.shadow_params, strict=True)
+        return {name: divided_like(average, parameter) for (name, parameter), average in pairs}
 
     def update(self) -> None:
         """Take in the current weights."""
-        self._model.step(self._trainable.values())
+        self._model.step(own_parameters(self._trainable))
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Inside, the model holds the averaged weights."""
-        self._model.store(self._trainable.values())
-        self._model.copy_to(self._trainable.values())
+        self._model.store(own_parameters(self._trainable))
+        self._model.copy_to(own_parameters(self._trainable))
         try:
             yield
         finally:
-            self._model.restore(self._trainable.values())
+            self._model.restore(own_parameters(self._trainable))

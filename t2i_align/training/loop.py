@@ -20,6 +20,7 @@ from t2i_align.errors import UserError
 from t2i_align.objectives.types import ObjectiveOutput
 from t2i_align.randomness import address_hash
 from t2i_align.training.ema import Ema
+from t2i_align.training.rows import is_divided, whole
 from t2i_align.training.step import Draws
 from t2i_align.training.summary import StepSummary
 
@@ -120,8 +121,8 @@ class Loop:
             empty = len(batch) == 0
             if empty:
                 continue
-            last = micro_step == accumulation - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.policy):
+            exchanges = micro_step == accumulation - 1 or self._divided
+            with contextlib.nullcontext() if exchanges else self.accelerator.no_sync(self.policy):
                 output, timesteps = self.step.loss(batch, Draws("train", 0), self.finished_steps)
                 loss = output.loss.mean() / accumulation
                 self.accelerator.backward(loss)
@@ -163,9 +164,14 @@ class Loop:
             )
         return stop > 0
 
+    @property
+    def _divided(self) -> bool:
+        """Whether gradients are divided among processes: then every micro-step's are, lest they pile up whole."""
+        return is_divided(self.parameters[0])
+
     def _clip(self) -> torch.Tensor:
-        """Clip in place; the norm before clipping."""
-        return self.accelerator.clip_grad_norm_(self.parameters, self.config.training.max_grad_norm)
+        """Clip in place by the norm over all processes; the norm before clipping."""
+        return whole(self.accelerator.clip_grad_norm_(self.parameters, self.config.training.max_grad_norm))
 
     def _after_step(self, summary: StepSummary, stop: bool) -> None:
         training, validation = self.config.training, self.config.validation

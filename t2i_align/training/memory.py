@@ -25,6 +25,7 @@ from t2i_align.config.schema import RunConfig
 from t2i_align.errors import UserError
 from t2i_align.objectives import Objective
 from t2i_align.training.meter import Meter
+from t2i_align.training.sharding import Request, gathered_bytes, gathered_dtype
 
 ALLOWANCE = 1.1  # what is planned for beyond the tensors themselves
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_8bit": 2.0, "adafactor": 0.05}  # state per trained parameter
@@ -34,7 +35,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes of one training process.
+    """Bytes of one training process; of what is divided among processes, its share.
 
     Attributes:
         weights: of the denoiser, with a frozen copy of it where there is one.
@@ -68,6 +69,17 @@ class Rows(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Shares:
+    """Among how many processes weights, gradients and optimiser states are divided, and how they are gathered."""
+
+    count: int = 1
+    request: Request | None = None
+
+
+WHOLE = Shares()
+
+
+@dataclass(frozen=True)
 class Block:
     """A part of the denoiser that can be recomputed: what it then no longer keeps, and what that costs."""
 
@@ -76,15 +88,16 @@ class Block:
     flops: int
 
 
-def estimate(config: RunConfig, backbone: Backbone, rows: Rows) -> Estimate:
+def estimate(config: RunConfig, backbone: Backbone, rows: Rows, shares: Shares = WHOLE) -> Estimate:
     """Memory of a step with `rows` in the denoiser, with the recomputation that is switched on now."""
-    return _estimate(config, backbone, rows)[0]
+    return _estimate(config, backbone, rows, shares)[0]
 
 
-def plan_memory(config: RunConfig, backbone: Backbone, rows: Rows) -> str:
+def plan_memory(config: RunConfig, backbone: Backbone, rows: Rows, shares: Shares = WHOLE) -> str:
     """Estimate the memory of training passes, and choose the blocks to recompute.
 
-    They are chosen where ``model.gradient_checkpointing`` is ``auto``. Sampling is not part of the estimate.
+    They are chosen where ``model.gradient_checkpointing`` is ``auto``. Sampling is not part of the estimate. The
+    denoiser must still be whole, also where it is about to be divided.
 
     Returns:
         One sentence for the log.
@@ -92,11 +105,11 @@ def plan_memory(config: RunConfig, backbone: Backbone, rows: Rows) -> str:
     Raises:
         UserError: auto, and not even recomputing everything fits.
     """
-    expected, blocks = _estimate(config, backbone, rows)
+    expected, blocks = _estimate(config, backbone, rows, shares)
     if config.model.gradient_checkpointing != "auto":
         return f"memory of a step: {expected}, estimated"
     limit = memory_limit(config, backbone.device)
-    expected, chosen = _choose(config, backbone, rows, limit, expected, blocks)
+    expected, chosen = _choose(config, backbone, (rows, shares), limit, expected, blocks)
     return f"memory of a step: {expected}, estimated, of {_gb(limit)}; recomputes {chosen} of {len(blocks)} blocks"
 
 
@@ -136,7 +149,12 @@ def measured_bytes(device: torch.device) -> int:
 
 
 def _choose(
-    config: RunConfig, backbone: Backbone, rows: Rows, limit: float, expected: Estimate, blocks: list[Block]
+    config: RunConfig,
+    backbone: Backbone,
+    work: tuple[Rows, Shares],
+    limit: float,
+    expected: Estimate,
+    blocks: list[Block],
 ) -> tuple[Estimate, int]:
     """Switch on recomputation, most bytes per operation first, until the step fits; the new estimate and how many."""
     backbone.unet.enable_gradient_checkpointing()
@@ -156,7 +174,7 @@ def _choose(
             switched.append(left.pop())
             missing -= switched[-1].saved * ALLOWANCE
         _switch(switched, True)
-        expected = _estimate(config, backbone, rows)[0]
+        expected = _estimate(config, backbone, *work)[0]
     return expected, len(switched)
 
 
@@ -165,25 +183,32 @@ def _switch(blocks: list[Block], on: bool) -> None:
         block.module.gradient_checkpointing = on  # type: ignore[assignment]
 
 
-def _estimate(config: RunConfig, backbone: Backbone, rows: Rows) -> tuple[Estimate, list[Block]]:
+def _estimate(config: RunConfig, backbone: Backbone, rows: Rows, shares: Shares) -> tuple[Estimate, list[Block]]:
     unet = backbone.unet
     trained = sum(parameter.numel() for parameter in unet.parameters() if parameter.requires_grad)
     copy = backbone.frozen_copy
     averaged = 4 * trained if config.training.ema.enabled else 0
     encoders = (backbone.vae, *backbone.text_encoders)
-    meter, blocks = _rehearse(backbone, config.data.resolution, rows)
-    kept_gradients = 4 * trained if config.training.gradient_accumulation_steps > 1 else 0
+    divided = shares.request is not None
+    meter, blocks = _rehearse(backbone, config.data.resolution, rows, divided)
+    if shares.request is None:
+        kept = 4 * trained if config.training.gradient_accumulation_steps > 1 else 0
+    else:
+        kept = 4 * trained // shares.count + gathered_bytes(backbone, shares.request)
     return Estimate(
-        weights=_bytes(unet) + (0 if copy is None else _bytes(copy)),
+        weights=(_bytes(unet) + (0 if copy is None else _bytes(copy))) // shares.count,
         encoders=sum(_bytes(part) for part in encoders if part.device.type == backbone.device.type),
-        optimizer=int(OPTIMIZER_BYTES[config.training.optimizer] * trained) + averaged,
-        step=meter.peak + kept_gradients,
+        optimizer=(int(OPTIMIZER_BYTES[config.training.optimizer] * trained) + averaged) // shares.count,
+        step=meter.peak + kept,
         flops=meter.flops,
     ), blocks
 
 
-def _rehearse(backbone: Backbone, resolution: int, rows: Rows) -> tuple[Meter, list[Block]]:
-    """One policy pass and its backward on fake tensors of the device."""
+def _rehearse(backbone: Backbone, resolution: int, rows: Rows, divided: bool) -> tuple[Meter, list[Block]]:
+    """One policy pass and its backward on fake tensors of the device.
+
+    Divided weights come in the precision they are gathered in, and their gradients leave as soon as they are there.
+    """
     unet, side, count = backbone.unet, resolution // backbone.vae_scale_factor, rows.pictures
     prompt, size = backbone.empty_prompt(count), [(resolution, resolution)] * count
     time_ids = backbone.time_ids(size, [(0, 0)] * count, size)
@@ -191,6 +216,8 @@ def _rehearse(backbone: Backbone, resolution: int, rows: Rows) -> tuple[Meter, l
     timesteps = torch.zeros(count, dtype=torch.long, device=backbone.device)
     mode = FakeTensorMode()
     given = {name: mode.from_tensor(tensor) for name, tensor in _named_tensors(unet)}
+    if divided:
+        given = {name: _gathered(tensor, gathered_dtype(backbone)) for name, tensor in given.items()}
     hidden = prompt.hidden[: count // rows.per_prompt]
     condition = {"encoder_hidden_states": hidden.to(noisy.device, backbone.dtype), "return_dict": False}
     added = backbone.conditioning(prompt, time_ids, noisy.device)
@@ -202,6 +229,20 @@ def _rehearse(backbone: Backbone, resolution: int, rows: Rows) -> tuple[Meter, l
     with _plain_kernels(unet), _watched(unet, meter) as blocks, mode, meter:
         forward_and_backward(unet, given, inputs, condition)
     return meter, list(blocks.values())
+
+
+def _gathered(fake: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A stand-in for a weight that is gathered for the pass and whose gradient is divided at once."""
+
+    def drop(weight: Tensor) -> None:
+        weight.grad = None
+
+    if not fake.is_floating_point():
+        return fake
+    weight = fake.detach().to(dtype or fake.dtype).requires_grad_(fake.requires_grad)
+    if weight.requires_grad:
+        weight.register_post_accumulate_grad_hook(drop)
+    return weight
 
 
 def _plain(processor: Any) -> Any:

@@ -25,6 +25,7 @@ from t2i_align.config.schema import RunConfig
 from t2i_align.data.provider import PairProvider
 from t2i_align.objectives import Objective
 from t2i_align.training.reference_store import ReferenceStore
+from t2i_align.training.rows import is_sharded
 from t2i_align.training.step import Draws, PairStep
 from t2i_align.transfer import send
 
@@ -134,6 +135,13 @@ def _made_from(config: RunConfig, backbone: Backbone, objective: Objective, prov
         "objective.timestep": slots.timestep.model_dump(mode="json", exclude={"weighting"}),
         "objective.error": slots.error.model_dump(mode="json"),
         "layout of items": objective.layout,
-        "training.mixed_precision": config.training.mixed_precision,
+        "training.mixed_precision": _precision(config, backbone),
         "training.allow_tf32": config.training.allow_tf32 and torch.cuda.is_available(),
     }
+
+
+def _precision(config: RunConfig, backbone: Backbone) -> str:
+    """What a reference pass computes in: sharded full training in half precision rounds all weights, also norms'."""
+    half = config.training.mixed_precision != "no" and config.model.train == "full"
+    sharded = half and is_sharded(backbone.unet)
+    return config.training.mixed_precision + (", sharded" if sharded else "")

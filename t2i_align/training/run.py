@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +27,7 @@ from t2i_align.training.ema import Ema
 from t2i_align.training.environment import write_environment
 from t2i_align.training.identity import settings_identity
 from t2i_align.training.loop import Hooks, Loop
-from t2i_align.training.memory import measured_bytes, plan_memory, rest_encoders, rows_of
+from t2i_align.training.memory import WHOLE, Shares, measured_bytes, plan_memory, rest_encoders, rows_of
 from t2i_align.training.metrics import MetricsWriter, read_metrics
 from t2i_align.training.optimisers import (
     absolute_learning_rate,
@@ -42,7 +40,9 @@ from t2i_align.training.parts import Parts, build_parts, is_offline
 from t2i_align.training.progress import Progress
 from t2i_align.training.record import Record
 from t2i_align.training.reference_errors import precompute_reference
+from t2i_align.training.rows import collect
 from t2i_align.training.saving import Saver
+from t2i_align.training.sharding import divide, refuse_early, requested
 from t2i_align.training.step import PairStep
 from t2i_align.training.trackers import check_trackers
 from t2i_align.training.validation import Validation
@@ -78,6 +78,7 @@ def train(config: RunConfig) -> TrainResult:
     objective = objectives.resolve(config.objective)
     check_trackers(config.report_to)
     check_optimizer(config.training)
+    refuse_early(config, objective)
     accelerator = _accelerator(config)
     resume = _checkpoint_to_resume(config, objective, accelerator)
     if is_offline(config):
@@ -106,29 +107,10 @@ def _accelerator(config: RunConfig) -> Accelerator:
         raise UserError(
             "training.mixed_precision: fp16 needs a CUDA device.", "no CUDA device", "use bf16 or no mixed precision"
         )
-    refuse_sharding(os.environ)
     if config.training.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     # Accumulation is the loop's own, and the schedule is stepped there: accelerate only moves and reduces.
     return Accelerator(mixed_precision=precision, step_scheduler_with_optimizer=False)
-
-
-def refuse_sharding(environment: Mapping[str, str]) -> None:
-    """Stop a launch that asks for sharded weights before it trains something else than it says.
-
-    The reference, the average, checkpoints and export all read whole parameters.
-
-    Raises:
-        UserError: the launcher asks for FSDP or DeepSpeed.
-    """
-    for name in ("FSDP", "DEEPSPEED"):
-        if environment.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise UserError(
-                "Training keeps whole weights on every device and cannot shard them.",
-                f"the launch file asks for {name}",
-                "launch with configs/accelerate/ddp.yaml; where the whole UNet does not fit, train a LoRA "
-                "(model.train=lora), or set training.optimizer to adafactor or adamw_8bit",
-            )
 
 
 def _checkpoint_to_resume(config: RunConfig, objective: objectives.Objective, accelerator: Accelerator) -> Path | None:
@@ -161,14 +143,25 @@ class _Run:
     ) -> None:
         self.config, self.accelerator, self.backbone, self.objective = config, accelerator, backbone, objective
         self.output_dir = Path(config.output_dir)
+        self.record = Record(Progress(config.training.max_train_steps, accelerator.is_main_process))
         self.parts: Parts = build_parts(config, backbone, objective, accelerator)
         rest_encoders(config, backbone, objective)
+        self._plan_memory()
+        self.sharding = divide(config, backbone, accelerator)
         self.trainable = trainable_state(backbone)
         self.ema = Ema(config.training.ema, self.trainable) if config.training.ema.enabled else None
         self.loop = self._loop()
         self.saver = Saver(config, objective, accelerator, self.parts, self.trainable, self.ema, self.loop)
-        self.record = Record(Progress(config.training.max_train_steps, accelerator.is_main_process))
         self.validation: Validation | None = None
+
+    def _plan_memory(self) -> None:
+        """Estimate a step, and recompute what does not fit; the denoiser must still be whole."""
+        decides = self.config.model.gradient_checkpointing == "auto" or self.accelerator.device.type == "cuda"
+        if decides and self.config.personal is None:  # a user adapter's passes need users
+            rows = rows_of(self.config, self.objective, self.parts.provider)
+            request, count = requested(), self.accelerator.num_processes
+            shares = Shares(count, request) if request is not None and count > 1 else WHOLE
+            self.record.progress.note(plan_memory(self.config, self.backbone, rows, shares))
 
     def _loop(self) -> Loop:
         """The loop around a prepared (moved, wrapped) denoiser and its optimiser."""
@@ -176,7 +169,9 @@ class _Run:
         parameters = list(self.trainable.values())
         rate = absolute_learning_rate(training, self.accelerator.num_processes)
         optimizer = build_optimizer(training, parameters, rate)
-        policy, optimizer = self.accelerator.prepare(self.backbone.unet, optimizer)
+        policy: torch.nn.Module = self.backbone.unet
+        if self.sharding is None:
+            policy, optimizer = self.accelerator.prepare(policy, optimizer)
         self.backbone.policy = policy
         return Loop(
             config=self.config,
@@ -194,8 +189,9 @@ class _Run:
     def prepare(self, resume: Path | None) -> None:
         """Run folder, held-out reference (still the base model), then the checkpoint."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        self.validation = Validation(self.config, self.backbone, self.parts, self.accelerator)
-        self._look_ahead()
+        with self._alone():
+            self.validation = Validation(self.config, self.backbone, self.parts, self.accelerator)
+            self._look_ahead()
         if resume is not None:
             self.saver.restore(resume)
             rows = read_metrics(self.output_dir / "metrics.jsonl")
@@ -217,14 +213,16 @@ class _Run:
         """Held-out implicit accuracy and sample grid, with the averaged weights where there are any."""
         assert self.validation is not None  # prepare makes it
         averaged = self.ema.applied() if self.ema is not None else nullcontext()
-        with averaged, evaluating(self.backbone.unet), self.backbone.encoders_here():
+        with averaged, self._alone(), evaluating(self.backbone.unet), self.backbone.encoders_here():
             values = self.validation.heldout() if step else {}
             self.validation.draw(step)
         self.record.heldout(step, values)
 
     def export(self) -> Path:
         """Portable weights and model card, from the averaged weights where there are any."""
-        path = self.output_dir / "export"
+        path, weights = self.output_dir / "export", None if self.ema is None else self.ema.weights
+        if self.sharding is not None:
+            weights = collect(weights or self.trainable, keep=self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
             rows = read_metrics(self.output_dir / "metrics.jsonl")
             path = export_run(
@@ -233,7 +231,7 @@ class _Run:
                 self.config,
                 {key: value for row in rows[-20:] for key, value in row.items()},
                 data_fingerprint=self.parts.provider.fingerprint,
-                ema_weights=None if self.ema is None else self.ema.weights,
+                weights=weights,
             )
         self.accelerator.wait_for_everyone()
         return path
@@ -243,13 +241,13 @@ class _Run:
         self.record.close()
         self.parts.provider.close()
 
+    def _alone(self) -> AbstractContextManager[None]:
+        """Inside, every process can make passes without gradients that the others do not join."""
+        return nullcontext() if self.sharding is None else self.sharding.gathered()
+
     def _look_ahead(self) -> None:
-        """Plan the memory, and measure the reference's errors where that is done beforehand."""
+        """Measure the reference's errors where that is done beforehand."""
         provider, step = self.parts.provider, self.parts.step
-        decides = self.config.model.gradient_checkpointing == "auto" or self.accelerator.device.type == "cuda"
-        if decides and self.config.personal is None:  # a user adapter's passes need users
-            rows = rows_of(self.config, self.objective, provider)
-            self.record.progress.note(plan_memory(self.config, self.backbone, rows))
         if self.config.model.reference == "precomputed":
             assert isinstance(provider, PairProvider) and isinstance(step, PairStep)  # a rule of the configuration
             parts = (self.backbone, self.objective, provider, step, self.accelerator)

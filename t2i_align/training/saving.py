@@ -10,11 +10,12 @@ from accelerate import Accelerator
 
 from t2i_align.config.schema import RunConfig
 from t2i_align.objectives import Objective
-from t2i_align.training.checkpoints import TrainState, load_checkpoint, save_checkpoint
+from t2i_align.training.checkpoints import TrainState, Writers, load_checkpoint, save_checkpoint
 from t2i_align.training.ema import Ema
 from t2i_align.training.identity import settings_identity
 from t2i_align.training.loop import Loop
 from t2i_align.training.parts import Parts
+from t2i_align.training.rows import is_divided
 
 
 class Saver:
@@ -22,7 +23,7 @@ class Saver:
 
     Args:
         config, objective: with the pairs they say which runs may resume from which checkpoints.
-        accelerator: one process writes, all meet afterwards.
+        accelerator: one process writes, or all where weights are divided; all meet afterwards.
         parts: of the run; provider and step may have states of their own.
         trainable: name -> parameter that is trained.
         ema: its average, or None.
@@ -44,11 +45,14 @@ class Saver:
 
     def save(self, step: int) -> None:
         """Write ``checkpoint-<step>``; every process must call it, since a rollout gathers the pairs that wait."""
-        state = self._state()
-        if self._accelerator.is_main_process:
+        state, here = self._state(), self._accelerator
+        writers = Writers()
+        if any(map(is_divided, self._trainable.values())):
+            writers = Writers(here.process_index, here.num_processes, here.wait_for_everyone)
+        if here.is_main_process or writers.count > 1:
             limit = self._config.training.checkpoints_total_limit
-            save_checkpoint(Path(self._config.output_dir), step, state, self._identity(), limit)
-        self._accelerator.wait_for_everyone()
+            save_checkpoint(Path(self._config.output_dir), step, state, self._identity(), limit, writers)
+        here.wait_for_everyone()
 
     def restore(self, checkpoint: Path) -> None:
         """Bring everything to where a checkpoint left it.
