@@ -155,7 +155,9 @@ class Sharding:
         self._divide(backbone.unet, half)
         clone = backbone.frozen_copy
         if clone is not None:
-            self._divide(clone if half is None else clone.to(half), None)
+            for parameter in () if half is None else clone.parameters():
+                parameter.data = parameter.data.to(half)
+            self._divide(clone, None)
 
     @contextmanager
     def gathered(self) -> Iterator[None]:

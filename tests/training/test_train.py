@@ -15,11 +15,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from t2i_align.config.schema import RunConfig
 from t2i_align.errors import UserError
 from t2i_align.training.checkpoints import list_checkpoints
 from t2i_align.training.metrics import read_metrics
 from t2i_align.training.run import train
 
+from .processes import train_together
 from .runs import run_config, run_settings, write_pairs
 
 
@@ -160,8 +162,8 @@ def test_two_processes_equal_one_with_twice_the_batch(tiny_sdxl, pairs, tmp_path
         return run_settings(tiny_sdxl, source, tmp_path / name, objective=objective, training=training)
 
     one, two = settings("one", 4), settings("two", 2)
-    finish(launch(one, tmp_path / "a"))
-    finish(launch(two, tmp_path / "b", processes=2))
+    train(RunConfig.model_validate(one))
+    train_together([two], tmp_path / "logs")
     rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
     for single, double in zip(*rows, strict=True):
         for key in ("loss", "grad_norm", "margin", "e_w", "d_w", "logits/abs_max"):
