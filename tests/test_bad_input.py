@@ -179,6 +179,7 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
         ({"ACCELERATE_USE_FSDP": "true"}, {}, ["asks for FSDP version 1", "fsdp_version: 2"]),
         (FSDP | {"FSDP_OFFLOAD_PARAMS": "true"}, {}, ["asks for fsdp_offload_params"]),
         (FSDP | {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, ["model.gradient_checkpointing"]),
+        (FSDP | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, {}, ["fsdp_cpu_ram_efficient_loading", "set it to false"]),
         (FSDP | {"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, {}, ["TRANSFORMER_BASED_WRAP"]),
         (FSDP, {"training": {"mixed_precision": "fp16"}}, ["gradient scaler", "bf16"]),
         (FSDP, {"training": {"optimizer": "adafactor"}}, ["optimizer: adafactor", "training.optimizer=adamw"]),

@@ -62,6 +62,11 @@ def requested(environment: Mapping[str, str] = os.environ) -> Request | None:
         _refuse("fsdp_offload_params", "set it to false and use more devices, or train a LoRA (model.train=lora)")
     if flag("FSDP_ACTIVATION_CHECKPOINTING"):
         _refuse("fsdp_activation_checkpointing", "set it to false; model.gradient_checkpointing of the run decides")
+    if flag("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        _refuse(
+            "fsdp_cpu_ram_efficient_loading (accelerate's default), which leaves all but one process's encoders empty",
+            "set it to false, as configs/accelerate/fsdp2.yaml does",
+        )
     if environment.get("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP") != "TRANSFORMER_BASED_WRAP":
         _refuse(environment["FSDP_AUTO_WRAP_POLICY"], "set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP")
     names = environment.get("FSDP_TRANSFORMER_CLS_TO_WRAP", UNITS).split(",")

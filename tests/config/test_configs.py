@@ -180,3 +180,4 @@ def test_accelerate_reads_the_launch_files(path: Path) -> None:
     config = load_config_from_file(str(path))
     assert isinstance(config, ClusterConfig) and config.num_processes % config.num_machines == 0
     assert config.mixed_precision == "no"  # the run decides
+    assert config.distributed_type != "MULTI_CPU", "accelerate starts one process with it, whatever num_processes"

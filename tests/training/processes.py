@@ -15,7 +15,10 @@ SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
 def train_together(runs: list[dict], folder: Path, count: int = 2, **environment: str) -> None:
-    """Train one run after another on `count` CPU processes over gloo, in the launcher's `environment`."""
+    """Train one run after another on `count` CPU processes over gloo, in the launcher's `environment`.
+
+    A run may have an ``environment`` too, from then on.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -56,5 +59,7 @@ def _train(runs: list[dict]) -> None:
 
     torch.set_num_threads(1)
     for run in runs:
-        train(RunConfig.model_validate(run))
+        settings = dict(run)
+        os.environ.update(settings.pop("environment", {}))
+        train(RunConfig.model_validate(settings))
         AcceleratorState._reset_state(reset_partial_state=False)

@@ -8,9 +8,10 @@ import torch
 from t2i_align.backbones import load_backbone
 from t2i_align.config import rules
 from t2i_align.errors import UserError
-from t2i_align.training.memory import Rows, estimate, plan_memory
+from t2i_align.training.memory import Rows, Shares, estimate, plan_memory
 from t2i_align.training.meter import Meter
 from t2i_align.training.run import train
+from t2i_align.training.sharding import Request, gathered_bytes
 
 from .runs import run_config, write_pairs
 
@@ -48,6 +49,20 @@ def test_the_estimate_is_what_the_step_holds(tiny_sdxl, tmp_path, model):
     assert expected.optimizer == 8 * trained
     assert expected.weights == weights * (2 if model == {"train": "full"} else 1)  # and the reference's copy
     assert all(p.grad is None for p in backbone.trainable_parameters())
+
+
+def test_shares_of_what_several_processes_divide(tiny_sdxl, tmp_path):
+    config, backbone = prepared(tiny_sdxl, tmp_path, train="full", gradient_checkpointing=True)
+    alone = estimate(config, backbone, ROWS)
+    frees, keeps = (Request(("BasicTransformerBlock", "ResnetBlock2D"), reshard) for reshard in (True, False))
+    shared = estimate(config, backbone, ROWS, Shares(4, frees))
+    assert shared.weights == alone.weights // 4 and shared.optimizer == alone.optimizer // 4
+    trained = sum(p.numel() for p in backbone.trainable_parameters())
+    whole, part = gathered_bytes(backbone, keeps), gathered_bytes(backbone, frees)
+    assert whole == 4 * trained and 0 < part < whole
+    without_gradients = shared.step - trained - part  # a quarter of 4 bytes each
+    assert without_gradients < alone.step - 2 * trained  # which ended with most gradients, and few activations
+    assert estimate(config, backbone, ROWS, Shares(4, keeps)).step - shared.step == whole - part
 
 
 def test_auto_recomputes_as_little_as_fits(tiny_sdxl, tmp_path):
