@@ -13,6 +13,7 @@ What a model's own samples look like, and what is preferred among them, is left 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -88,6 +89,9 @@ def run(
         take(tower, config.towers)
     else:
         _teach(tower, scorer, size, config, training.seed, progress)
+    if config.logit_scale is not None:  # cosines are regressed, and no regression says what one is worth in logits
+        with torch.no_grad():
+            tower.logit_scale.fill_(math.log(config.logit_scale))
     if isinstance(scorer, MPSScorer) and config.fusion_steps:
         from t2i_align.rewards.fusion_start import teach
 
@@ -131,7 +135,9 @@ def _teach(
             torch.cat([images[0], inputs_of(more, scorer.preprocessor)]),
             torch.cat([images[1], seen(more, size)]),
         )
-        fit(tower, both, texts, config, config.sample_steps, config.learning_rate / 2, seed + 1, progress)
+        for turn in range(config.sample_rounds):
+            rate = config.learning_rate / 2 ** (turn + 1)
+            fit(tower, both, texts, config, config.sample_steps, rate, seed + 1 + turn, progress)
 
 
 def inputs_of(pictures: Sequence[Image.Image], preprocessor: Preprocessor) -> Tensor:

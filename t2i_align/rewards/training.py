@@ -50,7 +50,13 @@ class PretrainingConfig(Section):
         8, description="of every sample: the picture itself, then moved, mirrored, blurred ones"
     )
     sample_steps: PositiveInt = Field(2000, description="optimiser steps of the second stage, at half the rate")
+    sample_rounds: PositiveInt = Field(
+        1, description="how often the second stage is made, each time from a fresh optimiser at half the rate before"
+    )
     fusion_steps: int = Field(0, ge=0, description="mps: steps of its fusion module, after masks; 0 leaves both random")
+    logit_scale: float | None = Field(
+        None, gt=0, description="exp(logit_scale) of the start, 100 as CLIP ends with; null: 14.3"
+    )
     batch_size: PositiveInt = Field(128, description="pictures and captions per step")
     learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.02, ge=0)

@@ -1,13 +1,17 @@
 """The start of the small heads: targets are the oracle's score as a dot product, and the towers learn them."""
 
 import numpy as np
+import pytest
 import torch
 import yaml
 from typer.testing import CliRunner
 
 from reward_models import load
 from t2i_align import cli
+from t2i_align.rewards import pretraining
 from t2i_align.rewards.pretraining import PICTURE_NORM, PROMPT_NORM, WIDTH, asked, render, samples, seen
+from t2i_align.rewards.training import PretrainingConfig
+from t2i_align.shapes.assets import DATA
 from t2i_align.shapes.oracle import Oracle
 from tests.reward_models.golden import TOKENIZER
 
@@ -65,9 +69,15 @@ def test_pretrain_writes_a_start_that_sees(tmp_path, shapes_pairs):
     assert cosine > 0.4  # about 0 without training
     small = run("checkpoint=" + str(tmp_path / "other"), "model_config.projection_dim=32")
     assert small.exit_code == 2 and "too small" in small.stderr
-    taken = run("checkpoint=" + str(tmp_path / "third"), f"pretraining.towers={tmp_path / 'start'}")
+    taken = run(
+        "checkpoint=" + str(tmp_path / "third"),
+        f"pretraining.towers={tmp_path / 'start'}",
+        "pretraining.logit_scale=100",
+    )
     assert taken.exit_code == 0
-    assert torch.equal(load("pickscore", tmp_path / "third", "cpu").model.encode_image(inputs), features)
+    third = load("pickscore", tmp_path / "third", "cpu").model
+    assert torch.equal(third.encode_image(inputs), features)
+    assert third.logit_scale.exp().item() == pytest.approx(100.0)
     wrong = run(
         "checkpoint=" + str(tmp_path / "x"),
         f"pretraining.towers={tmp_path / 'start'}",
@@ -76,3 +86,13 @@ def test_pretrain_writes_a_start_that_sees(tmp_path, shapes_pairs):
     assert wrong.exit_code == 2 and "other sizes" in wrong.stderr
     none = run("pretraining=null")
     assert none.exit_code == 2 and "without pretraining" in none.stderr
+
+
+def test_a_second_round_goes_on_with_less(monkeypatch):
+    config = PretrainingConfig(samples=["x"], sample_steps=5, sample_rounds=2, pictures=2, steps=3, learning_rate=0.4)
+    rounds = []
+    monkeypatch.setattr(pretraining, "fit", lambda *given: rounds.append(given[4:7]))
+    monkeypatch.setattr(pretraining, "samples", lambda *_: pretraining.render(2, seed=1)[0])
+    scorer = load("pickscore", DATA / "rewards" / "pickscore", "cpu")
+    pretraining._teach(scorer.model, scorer, 64, config, 7, None)
+    assert rounds == [(3, 0.4, 7), (5, 0.2, 8), (5, 0.1, 9)]
