@@ -7,7 +7,7 @@ import sys
 import torch
 
 WORKER = """
-import sys, torch, torch.distributed as dist
+import os, sys, torch, torch.distributed as dist
 from reward_models.training.distributed import gather_with_gradient, globally_weighted
 rank, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
@@ -17,7 +17,9 @@ everything = gather_with_gradient(features)
 weights = torch.tensor([1.0, 2.0]) if rank == 0 else torch.tensor([3.0, 4.0])
 share = globally_weighted(weights * 10, weights)
 torch.save({"grad": features.grad, "share": share}, f"{folder}/{rank}.pt")
+dist.barrier()  # a process that leaves while the other still talks to it makes gloo's threads abort that one
 dist.destroy_process_group()
+os._exit(0)
 """
 
 
