@@ -13,7 +13,6 @@ from t2i_align.backbones.pieces import NamedTensors, part_files
 from t2i_align.errors import UserError
 
 TRAINABLE = "trainable"
-TRAINABLE_FILE = f"{TRAINABLE}.safetensors"
 
 
 def trainable_state(backbone: Backbone) -> dict[str, Tensor]:
@@ -28,7 +27,6 @@ def load_trainable(backbone: Backbone, path: str | Path, part: str = TRAINABLE) 
         backbone: adapted as in the run that wrote the file.
         path: a ``trainable.safetensors`` or ``ema.safetensors``, or the checkpoint folder that holds the first, whole
             or in pieces.
-
         part: of a folder: ``trainable``, or ``ema``.
 
     Raises:

@@ -20,12 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from t2i_align.backbones.pieces import NamedTensors, part_files, write_pieces
+from t2i_align.backbones.trainable import TRAINABLE
 from t2i_align.errors import UserError
 from t2i_align.training.optimizer_state import apart, restore_optimizer
 from t2i_align.training.rows import own, piece, span
 
 PATTERN = re.compile(r"checkpoint-(\d+)")
-TRAINABLE, EMA, MOMENTS = "trainable", "ema", "moments"  # in one file each, or in one for every process
+EMA, MOMENTS = "ema", "moments"  # as trainable weights: in one file, or in one for every process
 OPTIMIZER, STATE, PROVIDER = "optimizer.pt", "state.json", "provider.safetensors"
 
 
