@@ -32,7 +32,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes.plot(rate.value, place, "o", color=colour, markersize=5)
     axes.set_yticks(range(len(shown)), [row.name for row in shown], fontsize=8)
     axes.set_ylim(-0.7, len(shown) - 0.3)
-    axes.set_xlabel("win rate against the base; dot: seeds pooled, bar: 95 % interval over prompts, ticks: seeds")
+    legend = "dot: seeds pooled; bar: 95 % interval over prompts; ticks: seeds"
+    axes.set_xlabel(f"win rate against the base\n{legend}", fontsize=9)
     axes.grid(axis="x", color="#e3e3e3", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
