@@ -14,7 +14,7 @@ from t2i_align.shapes.assets import prompts
 from t2i_align.shapes.oracle import DIMENSIONS, Oracle
 
 
-@pytest.mark.parametrize(("name", "at_least"), [("pickscore", 0.72), ("hpsv2.1", 0.62)])
+@pytest.mark.parametrize(("name", "at_least"), [("pickscore", 0.80), ("hpsv2.1", 0.62)])
 def test_accuracy_on_held_out_pairs(name, at_least):
     pairs = everything(open_table("shapes:pairs/heldout"))
     captions = [caption for caption in pairs.captions() for _ in range(2)]
@@ -22,7 +22,7 @@ def test_accuracy_on_held_out_pairs(name, at_least):
     scores = load(name, resolved(f"shapes:{name}"), "cpu").score(captions, pictures).numpy()
     decided = pairs.labels() != 0.5
     right = (scores[::2] > scores[1::2])[decided] == (pairs.labels()[decided] == 1.0)
-    assert right.mean() > at_least
+    assert right.mean() >= at_least
 
 
 def test_mps_masks_let_through_what_a_condition_names():
