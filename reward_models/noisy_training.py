@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reward_models.errors import RewardModelError
+from reward_models.files import complete_file, remove_leftovers
 from reward_models.latent_loss import preference_loss, prompt_weights
 from reward_models.noisy_pairs import NoisyBatch, agreement
 
@@ -80,10 +80,9 @@ class Checkpoint:
 
     def save(self, step: int, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         """Write the state after ``step`` steps, completely or not at all."""
-        partial = self.path.with_suffix(".writing")
         weights = [parameter.detach().cpu() for parameter in parameters]
-        torch.save({"step": step, "weights": weights, "optimizer": optimizer.state_dict()}, partial)
-        os.replace(partial, self.path)
+        with complete_file(self.path) as temporary, temporary.open("wb") as stream:
+            torch.save({"step": step, "weights": weights, "optimizer": optimizer.state_dict()}, stream)
 
     def restore(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
         """Take the state where there is one; the number of steps it has seen.
@@ -91,6 +90,7 @@ class Checkpoint:
         Raises:
             RewardModelError: it belongs to another model.
         """
+        remove_leftovers(self.path.parent)  # of kills while a state was written, which is large
         if not self.path.is_file():
             return 0
         state = torch.load(self.path, map_location="cpu", weights_only=True)

@@ -13,9 +13,7 @@ Pictures that cannot be decoded are skipped, counted and listed in `<out>.failur
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +26,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from reward_models.errors import RewardModelError
+from reward_models.files import complete_file, write_text
 from reward_models.images import ImageSource
 from reward_models.preprocess import Preprocessor
 from reward_models.scorer import BaseScorer, Prepared, prepare_image, stack_prepared
@@ -218,7 +217,7 @@ class _Run:
                 found=f"{file}: {file.read_text(encoding='utf-8').strip()}",
                 fix="finish it with the same scorers, or start again with resume=False",
             )
-        _write(file, json.dumps(identity))
+        write_text(file, json.dumps(identity))
 
     def _finished(self) -> set[str]:
         done: set[str] = set()
@@ -235,22 +234,20 @@ class _Run:
     def write_part(self, rows: list[dict[str, Any]], failures: list[dict[str, str]]) -> None:
         """One part: failures first, then the rows under their final name, which completes it."""
         stem = self.parts / f"part-{self.rank:03d}-{self.next_part:06d}"
-        _write(stem.with_suffix(".failures"), "".join(json.dumps(failure) + "\n" for failure in failures))
-        partial = stem.with_suffix(".partial")
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial)
-        os.replace(partial, stem.with_suffix(".parquet"))
+        write_text(stem.with_suffix(".failures"), "".join(json.dumps(failure) + "\n" for failure in failures))
+        with complete_file(stem.with_suffix(".parquet")) as temporary:
+            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
         self.next_part += 1
 
     def finish(self) -> ScoreReport:
         """Join the parts in the order of the items and remove them."""
         tables = [pq.read_table(part) for part in sorted(self.parts.glob("part-*.parquet"))]
         table = self._in_order(pa.concat_tables(tables)) if tables else SCHEMA.empty_table()
-        partial = self.out.with_name(f".{self.out.name}.partial")
-        pq.write_table(table, partial)
         failures = self._failures()
-        if failures:
-            _write(_failures_file(self.out), "".join(json.dumps(failure) + "\n" for failure in failures))
-        os.replace(partial, self.out)
+        with complete_file(self.out) as temporary:
+            pq.write_table(table, temporary)
+            if failures:  # in place before the scores, which say that all is done
+                write_text(_failures_file(self.out), "".join(json.dumps(failure) + "\n" for failure in failures))
         shutil.rmtree(self.parts)
         scored = len(table) // len(self.scorers)
         return self._report(scored, failures)
@@ -270,12 +267,6 @@ class _Run:
 
     def _report(self, scored: int, failures: list[dict[str, str]]) -> ScoreReport:
         return ScoreReport(scored, self.resumed, [(failure["id"], failure["reason"]) for failure in failures])
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _parts(

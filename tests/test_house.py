@@ -73,6 +73,35 @@ def test_files_are_of_readable_size() -> None:
     assert {path: length for path, length in lengths.items() if length > 400} == {}
 
 
+MOVES = {  # what is moved here are whole folders, or a finished file to another place
+    "reward_models/checkpoints.py",
+    "reward_models/training/loop.py",
+    "reward_models/training/run_folder.py",
+    "t2i_align/compare/run.py",
+    "t2i_align/data/cache_index.py",
+    "t2i_align/export/run.py",
+    "t2i_align/study/plot.py",
+    "t2i_align/training/checkpoints.py",
+}
+
+
+def moves(node: ast.AST) -> bool:
+    """A call of `os.replace`, `shutil.move` or their like, or of a path's method (one argument; a string's has two)."""
+    if isinstance(node, ast.ImportFrom):
+        return node.module in ("os", "shutil") and bool({"replace", "rename", "move"} & {a.name for a in node.names})
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return False
+    of_module = ast.unparse(node.func.value) in ("os", "shutil")
+    method = len(node.args) == 1 and not node.keywords
+    return node.func.attr in ("replace", "rename", "renames", "move") and (of_module or method)
+
+
+def test_files_are_replaced_in_one_place() -> None:
+    """`complete_file` cleans up after errors and shares its temporary names with nobody, which is easily forgotten."""
+    found = {name(path) for path in SOURCES if any(map(moves, ast.walk(tree(path))))}
+    assert found == {"reward_models/files.py", *MOVES}
+
+
 def test_reward_models_stand_alone() -> None:
     for path in SOURCES:
         if path.is_relative_to(ROOT / "reward_models"):

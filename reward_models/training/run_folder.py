@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from reward_models.errors import RewardModelError
+from reward_models.files import write_json, write_text
 from reward_models.training.config import RewardTrainingConfig
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -88,12 +89,11 @@ class RunFolder:
 
     def start(self, resumed_step: int) -> None:
         """Create the folder, write the configuration, drop metric rows later than the resumed step."""
-        self.root.mkdir(parents=True, exist_ok=True)
         self.write_json("config.json", json.loads(self.config.model_dump_json(by_alias=True)))
         metrics = self.root / "metrics.jsonl"
         rows = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
         kept = [row for row in rows if json.loads(row)["step"] <= resumed_step]
-        metrics.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
+        write_text(metrics, "".join(f"{row}\n" for row in kept))
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one row to `metrics.jsonl`."""
@@ -102,9 +102,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file completely or not at all."""
-        partial = self.root / f".{name}.partial"
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, self.root / name)
+        write_json(self.root / name, content)
 
     def finish_checkpoint(self, partial: Path, step: int) -> None:
         """Rename a written checkpoint and remove the oldest beyond the limit."""

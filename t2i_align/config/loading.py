@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from reward_models.files import write_text
 from t2i_align.config import rules
 from t2i_align.config.layers import merge, merge_overrides
 from t2i_align.config.problems import Problem, from_validation, report
@@ -98,6 +99,4 @@ def dump(config: RunConfig) -> str:
 
 def save_resolved(config: RunConfig, path: str | Path) -> None:
     """Write the resolved configuration; parent folders are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(dump(config), encoding="utf-8")
+    write_text(path, dump(config))

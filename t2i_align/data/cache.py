@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reward_models.files import remove_leftovers
 from t2i_align.backbones.embeddings import PromptEmbeddings
 from t2i_align.config.schema import DataConfig, RunConfig
 from t2i_align.data.cache_build import CacheReport, Progress, Share, encode_missing, pair_keys, unique_captions
 from t2i_align.data.cache_key import CacheKey
 from t2i_align.data.cache_plan import PREFIX as PLAN_PREFIX
 from t2i_align.data.cache_plan import plan_file, read_plan, write_plan
-from t2i_align.data.cache_store import CacheStore, key_of, remove_leftovers
+from t2i_align.data.cache_store import CacheStore, key_of
 from t2i_align.data.pair_source import PairSource
 from t2i_align.data.reading import Side
 from t2i_align.data.selection import Which

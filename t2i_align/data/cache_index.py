@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from reward_models.files import TEMPORARY
 from t2i_align.errors import UserError
 
 DTYPES = {
@@ -232,7 +233,7 @@ class StoreIndex:
 
     def _write(self, where: Path) -> None:
         """Whole or not at all; several processes may do so at once."""
-        temporary = where.with_name(f"{where.name}.{uuid.uuid4().hex}.tmp")
+        temporary = where.with_name(f"{where.name}.{uuid.uuid4().hex}{TEMPORARY}")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         for name, array in self._arrays().items():
@@ -244,7 +245,7 @@ class StoreIndex:
         }
         (temporary / "index.json").write_text(json.dumps(content))
         for old in where.parent.glob(f"{PREFIX}*"):
-            if old.suffix != ".tmp" and old != where:
+            if old.suffix != TEMPORARY and old != where:
                 shutil.rmtree(old, ignore_errors=True)
                 for plan in where.parent.glob(PLANS):
                     plan.unlink(missing_ok=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from reward_models.files import TEMPORARY, write_json
 from t2i_align.config.schema import DataConfig
-from t2i_align.data.cache_store import TEMPORARY, write_json
 from t2i_align.data.tables import PairTable
 from t2i_align.data.transform import VERSION
 from t2i_align.errors import UserError

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 
+from reward_models.files import complete_file
 from t2i_align.config.schema import DataConfig
 from t2i_align.data.hub import dataset_files
 from t2i_align.data.pair_source import PairSource
@@ -179,10 +179,12 @@ def write_plan(file: Path, source: PairSource, keys: np.ndarray) -> None:
         "left_out": source.left_out,
     }
     batch = pa.record_batch(arrays).replace_schema_metadata({"about": json.dumps(about)})
-    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
-    with pa.OSFile(str(temporary), "wb") as stream, pa.ipc.new_file(stream, batch.schema) as writer:
+    with (
+        complete_file(file) as temporary,
+        pa.OSFile(str(temporary), "wb") as stream,
+        pa.ipc.new_file(stream, batch.schema) as writer,
+    ):
         writer.write_batch(batch)
-    temporary.replace(file)
 
 
 def read_plan(file: Path, config: DataConfig, which: Which) -> tuple[PairSource, np.ndarray]:

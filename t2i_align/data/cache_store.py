@@ -24,25 +24,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import threading
-import time
-import uuid
 from collections import OrderedDict
-from contextlib import suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from reward_models.files import complete_file
 from t2i_align.data.cache_index import DTYPES, Layouts, StoreIndex
 
 OPEN_SHARDS = 256
-STALE_SECONDS = 3600.0  # temporary files older than this belong to a build that was killed
-TEMPORARY = ".tmp"
 
 
 def key_of(*parts: bytes | str) -> int:
@@ -59,28 +53,8 @@ def write_shard(folder: Path, kind: str, tensors: dict[str, Tensor], metadata: d
     keys = tensors["pairs" if kind == "pictures" else "captions"]
     content = keys.numpy().tobytes() + json.dumps(metadata).encode()
     name = f"{kind}-{hashlib.blake2b(content, digest_size=8).hexdigest()}.safetensors"
-    temporary = folder / f"{name}.{uuid.uuid4().hex}{TEMPORARY}"
-    save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, metadata=metadata)
-    os.replace(temporary, folder / name)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what killed builds were writing."""
-    for file in folder.glob(f"*{TEMPORARY}"):
-        with suppress(FileNotFoundError):  # another process has just finished it
-            if time.time() - file.stat().st_mtime <= STALE_SECONDS:
-                continue
-        if file.is_dir():
-            shutil.rmtree(file, ignore_errors=True)
-        else:
-            file.unlink(missing_ok=True)
+    with complete_file(folder / name) as temporary:
+        save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, metadata=metadata)
 
 
 class ShardReader:

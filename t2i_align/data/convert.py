@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reward_models.files import complete_file
 from t2i_align.config.schema import DataConfig
 from t2i_align.data.cache_store import key_of
 from t2i_align.data.pair_source import PairSource
@@ -84,16 +83,13 @@ def write_pairs(
     """Write pairs to a new parquet file, complete or not at all; see `convert`."""
     skipped: list[str] = []
     written = 0
-    temporary = output.with_name(f"{output.name}.{uuid.uuid4().hex}.tmp")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with pq.ParquetWriter(temporary, _schema(pairs), use_dictionary=["caption", "user_id"]) as writer:
-            for rows in _groups(_rows(pairs, skip_undecodable, skipped, progress)):
-                writer.write_table(pa.Table.from_pylist(rows, schema=writer.schema))
-                written += len(rows)
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        complete_file(output) as temporary,
+        pq.ParquetWriter(temporary, _schema(pairs), use_dictionary=["caption", "user_id"]) as writer,
+    ):
+        for rows in _groups(_rows(pairs, skip_undecodable, skipped, progress)):
+            writer.write_table(pa.Table.from_pylist(rows, schema=writer.schema))
+            written += len(rows)
     return ConvertReport(output, written, skipped)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from reward_models.files import complete_file
 from t2i_align.evaluation import statistics
 from t2i_align.evaluation.results import Comparison, Evaluation
 
@@ -50,9 +50,8 @@ def write(evaluation: Evaluation) -> Path:
     import pyarrow.parquet as pq
 
     path = evaluation.folder / COMPARISONS_FILE
-    temporary = path.with_suffix(".writing")
-    pq.write_table(pa.Table.from_pylist([_flat(*row) for row in rows(evaluation)]), temporary)
-    os.replace(temporary, path)
+    with complete_file(path) as temporary:
+        pq.write_table(pa.Table.from_pylist([_flat(*row) for row in rows(evaluation)]), temporary)
     return path
 
 

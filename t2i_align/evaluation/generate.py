@@ -12,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from reward_models.files import complete_file
 from t2i_align.errors import UserError
 from t2i_align.evaluation.best_of import RECORD_FILE, BestOf, OpenBestOf
 from t2i_align.evaluation.grids import grid
@@ -196,9 +197,8 @@ def _save(image: Image.Image, path: Path, picture: Picture, model: str, sampling
     for key, value in described.items():
         if value is not None:
             info.add_text(key, str(value))
-    temporary = path.with_suffix(".writing")
-    image.save(temporary, format="PNG", pnginfo=info)
-    temporary.replace(path)
+    with complete_file(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=info)
 
 
 def load_model(model: str | Path, base: str | Path | None, precision: str, device: str):

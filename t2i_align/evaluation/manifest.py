@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from reward_models.files import write_json, write_text
 from t2i_align.errors import UserError
 from t2i_align.processes import Processes, join_lines
 
@@ -92,7 +92,7 @@ def read_settings(folder: str | Path) -> dict:
 def write_manifest(folder: Path, pictures: Iterable[Picture]) -> None:
     """Replace the manifest."""
     lines = [json.dumps(asdict(picture), ensure_ascii=False) + "\n" for picture in pictures]
-    _replace(folder / MANIFEST_FILE, "".join(lines))
+    write_text(folder / MANIFEST_FILE, "".join(lines))
 
 
 def append_to_manifest(folder: Path, pictures: Iterable[Picture]) -> None:
@@ -126,7 +126,7 @@ def open_folder(folder: Path, settings: Settings, wanted: list[Picture], overwri
                 raise _refused(folder, "prompts", found)
     kept = {picture.index: picture for picture in done.values() if (folder / picture.file).is_file()}
     write_manifest(folder, [kept[index] for index in sorted(kept)])
-    _replace(folder / SETTINGS_FILE, json.dumps(asdict(settings), indent=1) + "\n")
+    write_json(folder / SETTINGS_FILE, asdict(settings), indent=1)
     return [picture for picture in wanted if picture.index not in kept]
 
 
@@ -170,9 +170,3 @@ def _refused(folder: Path, what: str, found: str) -> UserError:
         found,
         f"choose another output folder, ask for the earlier {what}, or pass --overwrite to make them anew",
     )
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(path.suffix + ".writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from reward_models.files import write_text
 from t2i_align.errors import UserError
 from t2i_align.evaluation import statistics
 from t2i_align.evaluation.prompts import PromptSet
@@ -218,7 +219,7 @@ class Evaluation:
             "comparisons": [asdict(row) for row in self.comparisons()],
         }
         path = self.folder / RESULTS_FILE
-        path.write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
         return path
 
     @classmethod

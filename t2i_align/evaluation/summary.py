@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
+from reward_models.files import write_json
 from t2i_align.evaluation.results import Evaluation
 
 
@@ -42,8 +41,5 @@ def write_summary(
         "verdict": main.verdict.headline,
         **extra,
     }
-    path = Path(path)
-    temporary = path.with_suffix(".writing")
-    temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_json(path, summary, indent=1)
     return summary

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+
+from reward_models.files import complete_file
 
 SCORES_FILE = "scores.parquet"
 
@@ -82,7 +83,7 @@ class ScoreTable:
         return len({(r.prompt_index, r.draw) for r in self.rows if r.model == model and r.score is None})
 
     def write(self, path: Path, groups: Mapping[str, Sequence[str]] | None = None) -> None:
-        """Write parquet, to a temporary name first.
+        """Write parquet, completely or not at all.
 
         Args:
             groups: column name -> label of each prompt by its index, e.g. a suite's category.
@@ -97,9 +98,8 @@ class ScoreTable:
         }
         for name, labels in (groups or {}).items():
             columns[name] = pa.array([labels[row.prompt_index] for row in self.rows], pa.string())
-        temporary = path.with_name(f".{path.name}.writing")
-        pq.write_table(pa.table(columns), temporary)
-        os.replace(temporary, path)
+        with complete_file(path) as temporary:
+            pq.write_table(pa.table(columns), temporary)
 
     @classmethod
     def read(cls, path: Path) -> ScoreTable:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from reward_models.files import complete_file
 from reward_models.images import decode_image
 from reward_models.scorer import BaseScorer
 from t2i_align.evaluation.sampling import sample_images
@@ -172,7 +172,5 @@ def write_rows(rows: Sequence[dict[str, Any]], scorer: str, path: Path) -> None:
             ("margins", pa.struct([(scorer, pa.float64())])),
         ]
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".writing")
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), temporary)
-    os.replace(temporary, path)
+    with complete_file(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), temporary)

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from reward_models.files import write_json
 from reward_models.scorer import BaseScorer
 from t2i_align.backbones import Backbone
 from t2i_align.config.schema import RunConfig
@@ -177,7 +178,7 @@ class OnlinePairs:
         row = torch.tensor([len(made.pairs), made.tasks, made.score, made.gap], dtype=torch.float32)
         pairs, tasks, score, gap = self._accelerator.reduce(row.to(self._accelerator.device), reduction="sum").tolist()
         if self._accelerator.is_main_process:
-            done.write_text(json.dumps({"pairs": int(pairs), "prompts": int(tasks)}) + "\n")
+            write_json(done, {"pairs": int(pairs), "prompts": int(tasks)}, indent=None)
         self._accelerator.wait_for_everyone()
         self._metrics = {
             "rollout/pairs": pairs,

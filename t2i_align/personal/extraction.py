@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from reward_models.files import complete_file, write_text
 from t2i_align.data.pair_source import PairSource
 from t2i_align.data.pictures import UndecodableImage, decode
 from t2i_align.data.reading import undecodable
@@ -137,18 +138,17 @@ def _write_part(path: Path, name: str, support: Support, reading: Reading) -> No
             "use --dtype bf16 or fp32",
         )
     notes = {"text": reading.text, "finished": reading.finished, "shown": support.seen}
-    save_file({name: reading.states.contiguous()}, path.with_suffix(".writing"), metadata={"notes": json.dumps(notes)})
-    path.with_suffix(".writing").replace(path)
+    with complete_file(path) as temporary:
+        save_file({name: reading.states.contiguous()}, temporary, metadata={"notes": json.dumps(notes)})
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     path, text = folder / "recipe.json", json.dumps(settings, indent=1) + "\n"
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise UserError(
             "An unfinished extraction with other settings is in the way.", str(folder), "choose another output"
         )
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def _join(path: Path, parts: Path, done: dict[str, Path], left_out: list[str], recipe: Recipe) -> Extraction:
@@ -162,8 +162,8 @@ def _join(path: Path, parts: Path, done: dict[str, Path], left_out: list[str], r
         lines.append(json.dumps({"user_id": name, **notes}, ensure_ascii=False))
     metadata = {"format": "pt", "recipe": json.dumps(asdict(recipe))}
     metadata |= {SHOWN: json.dumps(shown), LEFT_OUT: json.dumps(left_out)}
-    path.with_suffix(".jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    save_file(arrays, path.with_suffix(".writing"), metadata=metadata)
-    path.with_suffix(".writing").replace(path)
+    write_text(path.with_suffix(".jsonl"), "\n".join(lines) + "\n")
+    with complete_file(path) as temporary:
+        save_file(arrays, temporary, metadata=metadata)
     shutil.rmtree(parts)
     return Extraction(path, len(arrays), tuple(next(iter(arrays.values())).shape), left_out, unfinished)

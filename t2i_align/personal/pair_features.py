@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from reward_models.files import complete_file
 from t2i_align.data.pair_source import PairSource
 from t2i_align.data.pictures import UndecodableImage, decode
 from t2i_align.data.reading import undecodable
@@ -69,10 +69,8 @@ def pair_features(source: PairSource, extractor: Extractor, folder: str | Path |
     path = Path(folder) / f"features-{_key(source, extractor)}.safetensors"
     if not path.is_file():
         computed = _compute(source, extractor)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{uuid.uuid4().hex}.writing")
-        save_file(computed.tensors(), partial)
-        partial.replace(path)
+        with complete_file(path) as temporary:
+            save_file(computed.tensors(), temporary)
     return PairFeatures(**load_file(path))
 
 

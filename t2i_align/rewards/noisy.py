@@ -8,7 +8,6 @@ pairs, ``accuracy.json`` and ``accuracy.png``: how often pairs are ranked right,
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from reward_models.files import write_text
 from t2i_align.config.layers import Merged
 from t2i_align.config.problems import from_sections, report
 from t2i_align.config.schema import DataConfig, NonNegativeInt, PositiveInt, Section
@@ -201,10 +201,7 @@ def _claim(config: NoisyRewardConfig, output_dir: Path) -> None:
         )
     if not path.is_file() and output_dir.exists() and any(output_dir.iterdir()):
         raise UserError("The output folder is not empty.", str(output_dir), "choose another output_dir")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".writing")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, text)
 
 
 def _append(path: Path, rows: list[dict[str, float]]) -> None:
@@ -213,5 +210,5 @@ def _append(path: Path, rows: list[dict[str, float]]) -> None:
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if json.loads(line)["step"] < rows[0]["step"]]
-    path.write_text("".join(f"{line}\n" for line in [*kept, *map(json.dumps, rows)]), encoding="utf-8")
+    write_text(path, "".join(f"{line}\n" for line in [*kept, *map(json.dumps, rows)]))
     rows.clear()

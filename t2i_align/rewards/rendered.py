@@ -7,8 +7,6 @@ the oracle says which is better. They cost milliseconds, where samples cost a pi
 from __future__ import annotations
 
 import io
-import os
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageFilter
 
+from reward_models.files import complete_file
 from t2i_align.data.convert import new_parquet
 from t2i_align.shapes.assets import prompts
 from t2i_align.shapes.oracle import DIMENSIONS, Oracle
@@ -54,20 +53,14 @@ def run(
         UserError: the output exists, or is no ``.parquet`` file.
     """
     output = new_parquet(Path(output))
-    output.parent.mkdir(parents=True, exist_ok=True)
     excluded = frozenset(prompts("heldout"))
-    temporary = output.with_name(f"{output.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with pq.ParquetWriter(temporary, SCHEMA) as writer:
-            for start in range(0, count, ROWS_PER_GROUP):
-                rows = range(start, min(start + ROWS_PER_GROUP, count))
-                drawn = [draw(np.random.default_rng([seed, 6, row]), excluded) for row in rows]
-                writer.write_table(pa.Table.from_pylist(list(_judged(rows, drawn)), schema=SCHEMA))
-                if progress is not None:
-                    progress("pairs", rows.stop, count)
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with complete_file(output) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
+        for start in range(0, count, ROWS_PER_GROUP):
+            rows = range(start, min(start + ROWS_PER_GROUP, count))
+            drawn = [draw(np.random.default_rng([seed, 6, row]), excluded) for row in rows]
+            writer.write_table(pa.Table.from_pylist(list(_judged(rows, drawn)), schema=SCHEMA))
+            if progress is not None:
+                progress("pairs", rows.stop, count)
     return output
 
 

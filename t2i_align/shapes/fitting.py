@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from reward_models.files import complete_file
 
 logger = logging.getLogger(__name__)
 
@@ -109,10 +110,8 @@ def _one_cycle(progress: float, warmup: float) -> float:
 
 def _save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema, step: int) -> None:
     state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.shadow, "step": step}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    with complete_file(path) as temporary, temporary.open("wb") as stream:
+        torch.save(state, stream)
 
 
 def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema) -> int:

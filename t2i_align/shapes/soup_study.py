@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from reward_models.files import complete_file
 from t2i_align.backbones import identify_model, load_for_sampling
 from t2i_align.errors import UserError
 from t2i_align.evaluation.generate import identify
@@ -200,8 +201,9 @@ def _measure(folder: Path, word: str, draw: Draw, share: float, names: list[str]
     """Rewards ``[prompts, 2]`` of a mixture's pictures, which are drawn once and kept."""
     path = folder / f"{word}.npy"
     if not path.is_file():
-        np.save(folder / "writing.npy", np.stack([np.asarray(image) for image in draw(share)]))
-        (folder / "writing.npy").replace(path)
+        drawn = np.stack([np.asarray(image) for image in draw(share)])
+        with complete_file(path) as temporary, temporary.open("wb") as stream:
+            np.save(stream, drawn)
         logger.info("%s: done", word)
     features = picture_features([Image.fromarray(array) for array in np.load(path)])
     return np.stack([features["presence"] * features[name] for name in names], axis=1)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from reward_models.files import complete_file
 from t2i_align.backbones import identify_model, load_for_sampling
 from t2i_align.errors import UserError
 from t2i_align.evaluation.sampling import sample_images
@@ -126,9 +127,8 @@ class Study:
                     guidance_scale=self.settings.guidance_scale,
                     batch_size=len(self.prompts),
                 )
-            partial = path.with_name(f"writing-{word}.npy")
-            np.save(partial, np.stack([np.asarray(image) for image in images]))
-            partial.replace(path)
+            with complete_file(path) as temporary, temporary.open("wb") as stream:
+                np.save(stream, np.stack([np.asarray(image) for image in images]))
             logger.info("%s: %d pictures", word, len(images))
         return [Image.fromarray(array) for array in np.load(path)]
 

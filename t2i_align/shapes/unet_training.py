@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from reward_models.files import complete_file
+
 from .fitting import FitConfig, fit
 from .vae_training import encode
 from .world import IMAGE_SIZE, Scene, caption, sample_keep, sample_scene
@@ -155,7 +157,8 @@ def encoded_scenes(
     else:
         logger.info("encoding %d renders", count)
         latents = encode(vae, scenes).half()
-        torch.save(latents, cache)
+        with complete_file(cache) as temporary, temporary.open("wb") as stream:
+            torch.save(latents, stream)
     return scenes, latents.float() * vae.config.scaling_factor
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import date
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reward_models.files import complete_file
 from t2i_align import objectives
 from t2i_align.data.pictures import decode
 from t2i_align.data.sources import open_source
@@ -199,6 +199,5 @@ def _write_scored(source, scorer_name: str, path: Path) -> None:
                 **{f"score_{side}": float(np.clip(value, 0.0, 1.0)) for side, value in enumerate(scores)},
             }
         )
-    temporary = path.with_suffix(".writing")
-    pq.write_table(pa.Table.from_pylist(rows), temporary, row_group_size=64)
-    os.replace(temporary, path)
+    with complete_file(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary, row_group_size=64)

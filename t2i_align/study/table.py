@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from reward_models.files import complete_file, write_json, write_text
 from t2i_align.errors import UserError
 from t2i_align.evaluation.statistics import Estimate
 from t2i_align.study.config import StudyConfig, all_methods
@@ -132,8 +133,8 @@ class Table:
     def write(self) -> None:
         """Write all files; each whole or not at all."""
         described = {"caption": self.caption(), "shared": self._shared, "rows": [asdict(row) for row in self.ordered]}
-        self._replace(ROWS_FILE, json.dumps(described, indent=1) + "\n")
-        self._replace(MARKDOWN_FILE, self.markdown())
+        write_json(self._folder / ROWS_FILE, described, indent=1)
+        write_text(self._folder / MARKDOWN_FILE, self.markdown())
         self._write_parquet()
         from t2i_align.study.plot import draw
 
@@ -193,14 +194,8 @@ class Table:
             values |= {"tuning": json.dumps(row.tuning), "seed_list": list(row.seed_list)}
             values |= {"seed_win_rates": list(row.seed_win_rates), "verdict": row.verdict}
             flat.append(values)
-        temporary = self._folder / f"{PARQUET_FILE}.writing"
-        pq.write_table(pa.Table.from_pylist(flat), temporary)
-        os.replace(temporary, self._folder / PARQUET_FILE)
-
-    def _replace(self, name: str, text: str) -> None:
-        temporary = self._folder / f"{name}.writing"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self._folder / name)
+        with complete_file(self._folder / PARQUET_FILE) as temporary:
+            pq.write_table(pa.Table.from_pylist(flat), temporary)
 
 
 def _require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from reward_models.files import write_text
 from t2i_align.training.trackers import open_tracker
 
 logger = logging.getLogger(__name__)
@@ -59,9 +60,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _drop_after(path: Path, step: int) -> None:
     rows = [row for row in read_metrics(path) if row["step"] <= step]
     if path.exists():
-        temporary = path.with_suffix(".writing")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def logit_quantiles(logits: torch.Tensor) -> dict[str, torch.Tensor]:

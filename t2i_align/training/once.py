@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from reward_models.files import write_json
 from t2i_align.config.loading import resolved
 from t2i_align.config.schema import RunConfig
 from t2i_align.errors import UserError
@@ -65,9 +65,7 @@ def train_once(config: RunConfig) -> Trained:
     rows = read_metrics(folder / "metrics.jsonl")
     metrics = {key: value for row in rows for key, value in row.items() if isinstance(value, int | float)}
     record = {"settings": settings, "train_seconds": round(result.train_seconds, 2), "metrics": metrics}
-    temporary = done.with_suffix(".writing")
-    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, done)
+    write_json(done, record, indent=1)
     return Trained(folder, record["train_seconds"], metrics)
 
 

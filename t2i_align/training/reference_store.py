@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from t2i_align.data.cache_store import TEMPORARY, key_of, remove_leftovers, write_json
+from reward_models.files import complete_file, remove_leftovers, write_json
+from t2i_align.data.cache_store import key_of
 from t2i_align.errors import UserError
 
 KEY_FILE = "reference.json"
@@ -64,9 +63,8 @@ class ReferenceStore:
             return
         items = torch.tensor(list(self._pending))
         name = f"errors-{hashlib.blake2b(items.numpy().tobytes(), digest_size=8).hexdigest()}.safetensors"
-        temporary = self.folder / f"{name}.{uuid.uuid4().hex}{TEMPORARY}"
-        save_file({"items": items, "errors": torch.stack(list(self._pending.values()))}, temporary)
-        os.replace(temporary, self.folder / name)
+        with complete_file(self.folder / name) as temporary:
+            save_file({"items": items, "errors": torch.stack(list(self._pending.values()))}, temporary)
         self._pending.clear()
 
     def reload(self) -> None:
@@ -119,7 +117,6 @@ def _require(folder: Path, wanted: dict[str, Any]) -> None:
             first = next(folder.iterdir()).name
             fix = "set model.reference_dir to a new or empty folder"
             raise UserError("The folder for reference errors holds something else.", f"{folder / first}", fix)
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(file, wanted)
         return
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from reward_models.files import write_text
 from t2i_align.evaluation import breakdown
 from t2i_align.evaluation.drift.measure import Drift
 from t2i_align.evaluation.report.curves import read_run
@@ -53,7 +53,6 @@ def render(
         UserError: a run folder without metrics.
     """
     output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     page = (
         _environment()
         .get_template("report.html.j2")
@@ -62,9 +61,7 @@ def render(
             walks=[walk_page(walk, evaluation.primary) for walk in walks],
         )
     )
-    temporary = output.with_suffix(".writing")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, output)
+    write_text(output, page)
     return output
 
 
