@@ -80,7 +80,6 @@ MOVES = {  # what is moved here are whole folders, or a finished file to another
     "t2i_align/compare/run.py",
     "t2i_align/data/cache_index.py",
     "t2i_align/export/run.py",
-    "t2i_align/study/plot.py",
     "t2i_align/training/checkpoints.py",
 }
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from reward_models.files import complete_file
 from t2i_align.study.table import Row
 
 COLOURS = {"method": "#2f6db5", "control": "#8a8a8a"}
@@ -38,6 +38,5 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    temporary = path.with_suffix(".writing")
-    figure.savefig(temporary, format="png", dpi=150)
-    os.replace(temporary, path)
+    with complete_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
