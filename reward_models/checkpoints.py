@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from reward_models.clip_like import ClipLikeScorer
 from reward_models.errors import RewardModelError, unknown_name
+from reward_models.files import share
 from reward_models.hf_clip import clip_tokenise, clip_tower
 from reward_models.hps import MODEL_CONFIG_FILE, hps_tokenise, open_clip_tower
 from reward_models.mps import (
@@ -111,6 +112,7 @@ def write_network(network: nn.Module, tokenise: Tokenise | None, folder: Path, d
         tokenise.tokenizer.save_pretrained(partial)
     if folder.exists():
         folder.rmdir()
+    share(partial)
     os.replace(partial, folder)
     return folder
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -48,9 +49,29 @@ def complete_file(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
     try:
         yield temporary
+        share(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def share(path: Path) -> None:
+    """Give a file, or every file in a folder, the permissions that any new file gets there: 0666 less the umask.
+
+    safetensors 0.8 writes its files for their owner alone, and then colleagues on the same machine cannot read a cache
+    or an exported model.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        OSError: the folder cannot be written to.
+    """
+    probe = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")  # the umask itself cannot be read without changing it
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        if not file.is_dir():
+            file.chmod(mode)
 
 
 def write_text(path: str | Path, text: str) -> None:

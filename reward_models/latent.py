@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reward_models.errors import RewardModelError
+from reward_models.files import complete_file
 from reward_models.latent_config import LatentRewardConfig
 from reward_models.latent_heads import LatentHeads
 from reward_models.latent_space import LatentSpace
@@ -142,7 +143,8 @@ class LatentRewardModel(nn.Module):
         state = quantise(unet) if dtype == "int8" else {name: value.to(dtype) for name, value in unet.items()}
         state |= {name: value.float() for name, value in self.heads.state_dict().items()}
         cpu = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-        save_file(cpu, folder / "model.safetensors")
+        with complete_file(folder / "model.safetensors") as temporary:
+            save_file(cpu, temporary)
         (folder / "config.json").write_text(json.dumps(self.config.to_json(), indent=2) + "\n", encoding="utf-8")
         if self.config.text_encoders == "own" and self.text is not None:
             self.text.save(folder)

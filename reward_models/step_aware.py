@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from reward_models.clip_like import ClipLikeScorer
 from reward_models.errors import RewardModelError
+from reward_models.files import complete_file
 from reward_models.hf_clip import build_clip_tower, clip_tokenise
 from reward_models.loading import fit_state_dict, read_json, read_state_dict
 from reward_models.preprocess import Preprocessor
@@ -155,7 +156,8 @@ class StepAwareModel(nn.Module):
         state = {f"clip.{name}": value for name, value in self.tower.clip.state_dict().items()}
         state |= {f"modulation.{name}": value for name, value in self.modulation.state_dict().items()}
         kept = {name: _stored(value, dtype) for name, value in state.items()}
-        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+        with complete_file(folder / "model.safetensors") as temporary:
+            save_file(kept, temporary, metadata={"format": "pt"})
         config: dict[str, Any] = {"format": FORMAT, "clip": self.tower.config.to_dict()}
         (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n", encoding="utf-8")
         self.tokenise.tokenizer.save_pretrained(folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from reward_models.files import STALE_SECONDS, complete_file, remove_leftovers, write_json, write_text
+from reward_models.files import STALE_SECONDS, complete_file, remove_leftovers, share, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -54,6 +54,24 @@ class TestCompleteFile:
         with pytest.raises(FileNotFoundError), complete_file(tmp_path / "scores.txt"):
             pass
         assert names(tmp_path) == []
+
+    def test_a_writer_that_keeps_files_to_their_owner_is_overruled(self, tmp_path: Path) -> None:
+        """As safetensors does: colleagues could not read a shared cache."""
+        (tmp_path / "plain").touch()
+        with complete_file(tmp_path / "shard") as temporary:
+            temporary.touch(mode=0o600)
+        assert stat.S_IMODE((tmp_path / "shard").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+        assert names(tmp_path) == ["plain", "shard"]
+
+    def test_share_takes_folders_as_they_are_and_every_file_in_them(self, tmp_path: Path) -> None:
+        (tmp_path / "plain").touch()
+        inside = tmp_path / "export" / "unet"
+        inside.mkdir(parents=True)
+        (inside / "weights").touch(mode=0o600)
+        before = inside.stat().st_mode
+        share(tmp_path / "export")
+        assert (inside / "weights").stat().st_mode == (tmp_path / "plain").stat().st_mode
+        assert inside.stat().st_mode == before
 
     def test_two_writers_at_once_never_mix(self, tmp_path: Path) -> None:
         """As two processes: the second begins before the first has finished, and each file is whole."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reward_models.files import share
 from t2i_align.backbones.base import Backbone
 from t2i_align.backbones.loading import load_backbone
 from t2i_align.backbones.pieces import part_files
@@ -165,6 +166,7 @@ def _movable(config: RunConfig) -> RunConfig:
 def _publish(staging: Path, output_dir: Path) -> None:
     """Move finished files into place, replacing earlier ones of the same names."""
     output_dir.mkdir(parents=True, exist_ok=True)
+    share(staging)
     for entry in staging.iterdir():
         target = output_dir / entry.name
         if target.is_dir():

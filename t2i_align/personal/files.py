@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from reward_models.files import complete_file
 from t2i_align.errors import UserError
 from t2i_align.personal.adapter import UserAdapter
 from t2i_align.personal.config import NULL_USER, PersonalConfig
@@ -59,7 +60,8 @@ def save_personal(
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     stored = {name: value.detach().to("cpu", dtype).contiguous().clone() for name, value in tensors.items()}
-    save_file(stored, target / WEIGHTS_FILE, metadata={"format": "pt"})
+    with complete_file(target / WEIGHTS_FILE) as temporary:
+        save_file(stored, temporary, metadata={"format": "pt"})
     return write_config(adapter, target)
 
 

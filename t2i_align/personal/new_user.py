@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from reward_models.files import complete_file
 from reward_models.personal.files import load_head
 from reward_models.personal.posterior import UserPosterior, choose_pair, predict
 from t2i_align.data.pair_source import PairSource
@@ -125,8 +126,8 @@ def save_tokens(adapter_run: str, answers: str, first: int | None, name: str, pa
         tokens = fit_to_table(adapter_run, saved.adapter, address, given).tokens
     else:
         tokens = _shown(saved, name, given)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tokens.detach().cpu().contiguous()}, path)
+    with complete_file(path) as temporary:
+        save_file({name: tokens.detach().cpu().contiguous()}, temporary)
     return Path(path)
 
 

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from reward_models.files import complete_file
 from t2i_align.backbones import identify_model
 from t2i_align.backbones.lora_files import LORA_FILE
 from t2i_align.errors import UserError
@@ -54,7 +55,8 @@ def merge_loras(models: Mapping[str, float], folder: str | Path) -> Path:
         raise UserError("The LoRAs were trained on different models.", names, "merge LoRAs of one base")
     target.mkdir(parents=True, exist_ok=True)
     merged = {f"{UNET}{name}": tensor.contiguous() for name, tensor in stack(parts).items()}
-    save_file(merged, target / LORA_FILE, metadata={"format": "pt"})
+    with complete_file(target / LORA_FILE) as temporary:
+        save_file(merged, temporary, metadata={"format": "pt"})
     written = {
         "model": bases[0].model_dump(mode="json"),
         "soup": {str(name): weight for name, weight in models.items()},

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from reward_models.files import share
 from t2i_align.backbones.pieces import NamedTensors, part_files, write_pieces
 from t2i_align.backbones.trainable import TRAINABLE
 from t2i_align.errors import UserError
@@ -116,6 +117,7 @@ def _write_rest(folder: Path, state: TrainState, optimizer: dict) -> None:
 def _publish(temporary: Path, final: Path, limit: int | None) -> None:
     if final.exists():  # the same step written again after a resume
         shutil.rmtree(final)
+    share(temporary)
     os.replace(temporary, final)
     if limit is not None:
         for _, old in list_checkpoints(final.parent)[:-limit]:
