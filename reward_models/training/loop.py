@@ -40,7 +40,8 @@ class TrainingResult:
 
     Attributes:
         final: folder of the scorer after the last step.
-        best: folder of the scorer with the best held-out accuracy, None without validation pairs.
+        best: folder of the scorer with the best held-out accuracy, of equals the one with the lowest log loss; None
+            without validation pairs.
         report: `pair_report` per dimension for `final` and `best`.
     """
 
@@ -203,9 +204,12 @@ class RewardTrainer:
         }
         # A dimension whose held-out labels are all ties has no accuracy; without any the log loss decides.
         untied = [part["accuracy"] for part in report.values() if part["untied_pairs"]]
-        accuracy = float(np.mean(untied)) if untied else -float(np.mean([p["log_loss"] for p in report.values()]))
-        step = self.progress.step
-        better = accuracy > self.progress.best_accuracy
+        accuracy = float(np.mean(untied)) if untied else -_mean_log_loss(report)
+        step, best = self.progress.step, self.progress.best_accuracy
+        # A few hundred pairs make equal accuracies common.
+        better = accuracy > best or (
+            accuracy == best and _mean_log_loss(report) < _mean_log_loss(self.progress.best_report)
+        )
         if better:
             self.progress.best_accuracy, self.progress.best_step = accuracy, step
             self.progress.best_report = report
@@ -269,6 +273,11 @@ class RewardTrainer:
         self.accelerator.wait_for_everyone()
         root = self.folder.root
         return TrainingResult(root / "final", root / "best" if self.validation_data else None, report)
+
+
+def _mean_log_loss(report: dict[str, Any]) -> float:
+    """Mean over the dimensions of a report."""
+    return float(np.mean([part["log_loss"] for part in report.values()]))
 
 
 def starting_scorer(config: RewardTrainingConfig) -> BaseScorer:

@@ -111,6 +111,18 @@ def test_starts_from_random_weights_and_leaves_report_and_plot(tmp_path):
     assert Image.open(tmp_path / "one" / "calibration.png").size == (420, 420)
 
 
+def test_of_equal_accuracies_the_lowest_log_loss_is_best(start, tmp_path):
+    config = configuration(start, tmp_path / "run", max_train_steps=40, validation_steps=4, checkpointing_steps=40)
+    result = train(config, colour_pairs(160), colour_pairs(12, seed=9))
+    rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    seen = [row for row in rows if "validation_accuracy" in row]
+    highest = max(row["validation_accuracy"] for row in seen)
+    equals = [row for row in seen if row["validation_accuracy"] == highest]
+    lowest = min(equals, key=lambda row: row["overall/log_loss"])
+    assert lowest is not equals[0], "the case under test must occur"
+    assert result.report["best"]["step"] == lowest["step"]
+
+
 def test_held_out_ties_alone_still_give_a_best_scorer(start, tmp_path):
     ties = [record for record in colour_pairs(20) if record.label_a == 0.5]
     result = train(configuration(start, tmp_path / "run", max_train_steps=2, validation_steps=1), ties, ties)
