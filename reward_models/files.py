@@ -70,7 +70,7 @@ def share(path: Path) -> None:
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()
     for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
-        if not file.is_dir():
+        if not file.is_dir() and stat.S_IMODE(file.stat().st_mode) != mode:  # not every mounted disk can change it
             file.chmod(mode)
 
 

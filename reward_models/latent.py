@@ -10,7 +10,6 @@ VAE decoding and no image encoder: ranking a candidate in the middle of sampling
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reward_models.errors import RewardModelError
-from reward_models.files import complete_file
+from reward_models.files import complete_file, write_json
 from reward_models.latent_config import LatentRewardConfig
 from reward_models.latent_heads import LatentHeads
 from reward_models.latent_space import LatentSpace
@@ -145,7 +144,7 @@ class LatentRewardModel(nn.Module):
         cpu = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         with complete_file(folder / "model.safetensors") as temporary:
             save_file(cpu, temporary)
-        (folder / "config.json").write_text(json.dumps(self.config.to_json(), indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "config.json", self.config.to_json())
         if self.config.text_encoders == "own" and self.text is not None:
             self.text.save(folder)
         return folder

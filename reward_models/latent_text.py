@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reward_models.errors import RewardModelError
+from reward_models.files import share
 
 _SUFFIXES = ("", "_2")
 
@@ -92,6 +93,7 @@ class TextTower(nn.Module):
         """Write ``text_encoder[_2]/`` and ``tokenizer[_2]/`` in the diffusers layout."""
         for encoder, tokenizer, suffix in zip(self.encoders, self.tokenizers, _SUFFIXES, strict=False):
             encoder.save_pretrained(folder / f"text_encoder{suffix}")
+            share(folder / f"text_encoder{suffix}")
             tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
 
     @classmethod

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from reward_models.errors import RewardModelError
-from reward_models.files import complete_file
+from reward_models.files import complete_file, write_json
 from reward_models.personal.ideal_points import IdealPointConfig, IdealPointHead
 from reward_models.personal.low_rank import LowRankConfig, LowRankHead
 
@@ -28,11 +28,9 @@ def save_head(head: PersonalHead, folder: str | Path) -> Path:
     """Write the head, with the users of training; returns the folder."""
     kind = next(name for name, (head_type, _) in KINDS.items() if isinstance(head, head_type))
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     with complete_file(target / WEIGHTS_FILE) as temporary:
         save_file({name: value.contiguous() for name, value in head.state_dict().items()}, temporary)
-    content = {"format": FORMAT, "kind": kind, **asdict(head.config)}
-    (target / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(target / CONFIG_FILE, {"format": FORMAT, "kind": kind, **asdict(head.config)})
     return target
 
 

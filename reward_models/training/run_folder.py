@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from reward_models.errors import RewardModelError
-from reward_models.files import write_json, write_text
+from reward_models.files import share, write_json, write_text
 from reward_models.training.config import RewardTrainingConfig
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -109,6 +109,7 @@ class RunFolder:
         target = self.root / f"checkpoint-{step}"
         shutil.copyfile(self.root / "config.json", partial / "config.json")
         shutil.rmtree(target, ignore_errors=True)
+        share(partial)
         os.replace(partial, target)
         for old in self.checkpoints()[: -self.config.checkpoints_total_limit]:
             shutil.rmtree(old)
