@@ -13,6 +13,7 @@ from t2i_align import __version__
 from t2i_align.commands import (
     compare,
     config,
+    configs,
     data,
     demo,
     evaluate,
@@ -106,6 +107,7 @@ app.command()(export.export)
 app.command()(demo.demo)
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
+app.add_typer(configs.app, name="configs")
 app.add_typer(objectives.app, name="objectives")
 app.add_typer(personal.app, name="personal")
 app.add_typer(rewards.app, name="rewards")

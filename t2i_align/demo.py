@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from t2i_align.config.loading import load_config
+from t2i_align.config.recipes import folder
 from t2i_align.config.schema import RunConfig
-from t2i_align.errors import UserError
 from t2i_align.evaluation import evaluate
 from t2i_align.evaluation.summary import write_summary
 from t2i_align.training.run import TrainResult, train
 
-CONFIG = Path("configs/shapes/dpo.yaml")
+RECIPE = "shapes/dpo.yaml"
 NUM_PROMPTS = 128
 BATCH_SIZE = 50
 
@@ -31,11 +31,11 @@ def run(output_dir: str | Path, say: Callable[[str], None] = print) -> dict:
         say: prints a line of progress.
 
     Raises:
-        UserError: see the steps; also when the configuration folder is not there.
+        UserError: see the steps; also when the recipes are missing.
     """
     started = time.perf_counter()
     output_dir = Path(output_dir)
-    config = load_config(find_config(), [])
+    config = load_config(folder() / RECIPE)
     say("[1/3] Diffusion-DPO on the packaged preference pairs")
     tuned = _train(config, output_dir / "dpo", shuffle_labels=False)
     say("[2/3] the control: the same run on shuffled labels")
@@ -68,22 +68,6 @@ def run(output_dir: str | Path, say: Callable[[str], None] = print) -> dict:
     )
     _conclude(summary, report, say)
     return summary
-
-
-def find_config() -> Path:
-    """The demo's configuration in the checkout.
-
-    Raises:
-        UserError: the package is installed without its checkout.
-    """
-    path = Path(__file__).parents[1] / CONFIG
-    if not path.is_file():
-        raise UserError(
-            "The demo runs from a checkout of t2i_align, which holds configs/.",
-            f"no file {path}",
-            "clone the repository and run make demo there",
-        )
-    return path
 
 
 def _train(config: RunConfig, output_dir: Path, *, shuffle_labels: bool) -> TrainResult:

@@ -17,6 +17,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from t2i_align.config.recipes import called
 from t2i_align.errors import UserError
 
 EXTENDS = "extends"
@@ -117,7 +118,9 @@ def read_file(path: Path, chain: Sequence[Path] = ()) -> Layer:
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
         via = f", named by {EXTENDS} in {chain[-1]}" if chain else ""
-        raise UserError(f"configuration file {path} {kind}{via}", fix=_files_nearby(path))
+        recipe = None if path.is_dir() or chain else called(path)
+        fix = _files_nearby(path) if recipe is None else f"a recipe is called so; t2i-align configs copy {recipe}"
+        raise UserError(f"configuration file {path} {kind}{via}", fix=fix)
     try:
         text = path.read_text(encoding="utf-8")
         values = OmegaConf.create(text)
@@ -152,7 +155,9 @@ def _lines(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, int]]:
 def _files_nearby(path: Path) -> str:
     folder = path if path.is_dir() else path.parent
     files = sorted(str(file) for pattern in ("*.yaml", "*.yml") for file in folder.glob(pattern))
-    return f"choose one of: {', '.join(files[:8])}" if files else f"no YAML file in {folder}; check the path"
+    if files:
+        return f"choose one of: {', '.join(files[:8])}"
+    return f"no YAML file in {folder}; check the path, or see t2i-align configs list"
 
 
 def override_layer(overrides: Sequence[str]) -> Layer:

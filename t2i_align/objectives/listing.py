@@ -9,6 +9,7 @@ from t2i_align.objectives.base import SLOT_NAMES, Choice
 from t2i_align.objectives.config import build
 from t2i_align.objectives.objective import Objective
 from t2i_align.objectives.presets import PRESETS
+from t2i_align.text_table import aligned
 
 LAYOUTS = {
     "pair": "pairs: a preferred picture w and another l of one prompt",
@@ -63,14 +64,8 @@ def render_list(rows: Sequence[PresetRow], width: int | None) -> str:
         rows: of :func:`list_presets`.
         width: characters of the terminal; None: no limit, for files and pipes.
     """
-    table = [(row.name, "reference" if row.reference else "-", row.paper, row.formula) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    fits = width is None or sum(widths) + 2 * len(widths) - 2 <= width
-    lines = []
-    for *head, formula in table:
-        start = "  ".join(cell.ljust(size) for cell, size in zip(head, widths, strict=False))
-        lines += [f"{start}  {formula}"] if fits else [start.rstrip(), f"    {formula}"]
-    return "\n".join(lines)
+    cells = [(row.name, "reference" if row.reference else "-", row.paper, row.formula) for row in rows]
+    return aligned(cells, width)
 
 
 def describe(name: str) -> str:
