@@ -17,6 +17,10 @@ PACKAGES = ("t2i_align", "reward_models")
 TOP_LEVEL = ("*.md", "*.in", "*.lock", "*.toml", "*.cfg", "Makefile", "MANIFEST.in", ".ci/run", ".gitignore")
 FOLDERS = (*PACKAGES, "tests", "configs", "docs", "notebooks", "benchmarks")
 TEXT_SUFFIXES = {".py", ".md", ".yaml", ".yml", ".toml", ".cfg", ".txt", ".json", ".html", ".j2", ".css", ".ipynb"}
+POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+POSIX_CALLS = re.compile(
+    r"os\.(fork|forkpty|get[eg]?[gu]id|killpg|mkfifo|sched_\w+|setsid|sysconf|uname)$|signal\.SIG(KILL|USR\d)$"
+)
 OPTIONAL = {"xformers", "bitsandbytes", "wandb", "deepspeed", "gradio"}
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
@@ -66,6 +70,14 @@ def test_every_module_imports() -> None:
 
 def test_optional_dependencies_are_imported_where_used() -> None:
     assert [name(path) for path in SOURCES if imported(iter(tree(path).body)) & OPTIONAL] == []
+
+
+def test_the_packages_import_on_every_system() -> None:
+    """Nobody here runs Windows: what only POSIX has is imported where it is used, behind a look at the platform."""
+    assert [name(path) for path in SOURCES if imported(iter(tree(path).body)) & POSIX_ONLY] == []
+    for path in SOURCES:
+        calls = {ast.unparse(node) for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)}
+        assert not [call for call in calls if POSIX_CALLS.match(call)], name(path)
 
 
 def test_files_are_of_readable_size() -> None:

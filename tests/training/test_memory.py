@@ -1,6 +1,8 @@
 """The estimate before training, against what the same step holds when it really runs; and what is chosen by it."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch
 from t2i_align.backbones import load_backbone
 from t2i_align.config import rules
 from t2i_align.errors import UserError
+from t2i_align.training import memory
 from t2i_align.training.memory import Rows, Shares, estimate, plan_memory
 from t2i_align.training.meter import Meter
 from t2i_align.training.run import train
@@ -114,3 +117,12 @@ def test_attention_is_counted_on_every_device():
         assert meter.flops == forward
         result.sum().backward()
     assert meter.flops == 3.5 * forward  # five products backward, one of them again
+
+
+def test_a_system_without_posix_is_asked_for_its_own_peak(monkeypatch):
+    """`resource` does not exist on Windows, where psutil knows the most that a process ever had."""
+    process = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=7_000))
+    monkeypatch.setattr(memory.sys, "platform", "win32")
+    monkeypatch.setattr(memory.psutil, "Process", lambda: process)
+    monkeypatch.setitem(sys.modules, "resource", None)  # importing it fails
+    assert memory.measured_bytes(torch.device("cpu")) == 7_000
