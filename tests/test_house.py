@@ -15,8 +15,22 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("t2i_align", "reward_models")
 TOP_LEVEL = ("*.md", "*.in", "*.lock", "*.toml", "*.cfg", "Makefile", "MANIFEST.in", ".ci/run", ".gitignore")
-FOLDERS = (*PACKAGES, "tests", "configs", "docs", "notebooks", "benchmarks")
-TEXT_SUFFIXES = {".py", ".md", ".yaml", ".yml", ".toml", ".cfg", ".txt", ".json", ".html", ".j2", ".css", ".ipynb"}
+FOLDERS = (*PACKAGES, "tests", "configs", "docs", "notebooks", "benchmarks", "findings")
+TEXT_SUFFIXES = {
+    ".py",
+    ".md",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".cfg",
+    ".txt",
+    ".json",
+    ".html",
+    ".j2",
+    ".css",
+    ".ipynb",
+    ".sh",
+}
 POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
 POSIX_CALLS = re.compile(
     r"os\.(fork|forkpty|get[eg]?[gu]id|killpg|mkfifo|sched_\w+|setsid|sysconf|uname)$|signal\.SIG(KILL|USR\d)$"
@@ -24,6 +38,7 @@ POSIX_CALLS = re.compile(
 OPTIONAL = {"xformers", "bitsandbytes", "wandb", "deepspeed", "gradio"}
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
+FINDINGS = sorted((ROOT / "findings").glob("*.sh"))
 
 
 def name(path: Path) -> str:
@@ -141,6 +156,28 @@ def test_no_file_names_a_machine_or_a_package_index() -> None:
     for path in text_files():
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             assert not pattern.search(line), f"{name(path)}:{number}: {line.strip()[:100]}"
+
+
+def test_findings_are_complete_and_pinned() -> None:
+    """Their form only: they need a network, so no test runs them."""
+    table = (ROOT / "findings" / "README.md").read_text(encoding="utf-8")
+    assert {path.name for path in (ROOT / "findings").iterdir()} == {"README.md", *(path.name for path in FINDINGS)}
+    assert sorted(re.findall(r"(?m)^\| `(\w+\.sh)`", table)) == [path.name for path in FINDINGS] != []
+    for path in FINDINGS:
+        text = path.read_text(encoding="utf-8")
+        assert os.access(path, os.X_OK) and text.startswith("#!/usr/bin/env bash\n"), path.name
+        assert all(f"\n# {part}:" in text for part in ("Package", "Input", "Expected", "Seen")), path.name
+        assert "\nset -euo pipefail\n" in text and "exit 1" in text, path.name
+        assert not re.search(r"https?:|index|find-links|t2i_align|reward_models|\|\| true", text), path.name
+        installed = {word for line in text.splitlines() if "pip install" in line for word in _requirements(line)}
+        assert installed and all(re.fullmatch(r"[\w.-]+==\d[\w.]*", word) for word in installed), path.name
+        named = re.search(r"# Package:\s+(\S+) (\d[\w.]*\d)", text)
+        assert named and "==".join(named.groups()) in installed and " ".join(named.groups()) in table, path.name
+
+
+def _requirements(line: str) -> list[str]:
+    """What pip is told to install in a line of a shell script: neither options nor shell variables."""
+    return [word for word in line.partition("pip install")[2].split() if not word.startswith(("-", '"'))]
 
 
 def test_undefined_names_are_always_reported() -> None:
