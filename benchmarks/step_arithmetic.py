@@ -48,8 +48,14 @@ def measure(
     recompute: bool = False,
     own_layers: bool = False,
     optimizer: str = "adamw",
+    accumulate: bool = False,
 ) -> dict[str, float]:
-    """FLOPs and bytes of a policy pass over `rows` pictures with its backward, in bf16."""
+    """FLOPs and bytes of a policy pass over `rows` pictures with its backward, in bf16.
+
+    Args:
+        side: of the latents.
+        accumulate: gradients of an earlier pass are there and are added to, as with gradient_accumulation_steps > 1.
+    """
     unet = unet_of(family, "meta").eval()
     autocast_inside(unet, CPU, torch.bfloat16)
     if full:
@@ -74,13 +80,23 @@ def measure(
         if family == "sdxl":
             added = {"text_embeds": torch.zeros(rows, 1280), "time_ids": torch.zeros(rows, 6)}
             condition["added_cond_kwargs"] = added
-        with Meter([*given.values(), *inputs, hidden]) as meter:
+        for weight in given.values() if accumulate else ():
+            weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
+        kept = [weight.grad for weight in given.values() if weight.grad is not None]
+        with Meter([*given.values(), *kept, *inputs, hidden]) as meter:
             forward_and_backward(unet, given, inputs, condition)
         with torch.no_grad(), Meter() as forward:
             functional_call(unet, given, tuple(inputs), condition)
     state = OPTIMIZER_BYTES[optimizer] * trained
-    total = (weights + state + meter.peak + ENCODER_GB[family] * 1e9) * ALLOWANCE
-    return {"forward": forward.flops, "both": meter.flops, "step GB": meter.peak / 1e9, "total GB": total / 1e9}
+    step = meter.peak + (4 * trained if accumulate else 0)
+    total = (weights + state + step + ENCODER_GB[family] * 1e9) * ALLOWANCE
+    parts = {"weights GB": weights / 1e9, "optimiser GB": state / 1e9, "step GB": step / 1e9, "total GB": total / 1e9}
+    return {"forward": forward.flops, "both": meter.flops, "parameters": unet_parameters(unet), **parts}
+
+
+def unet_parameters(unet: nn.Module) -> int:
+    """Numbers of the network without its adapters."""
+    return sum(parameter.numel() for name, parameter in unet.named_parameters() if "lora_" not in name)
 
 
 def tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
