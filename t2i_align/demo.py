@@ -76,7 +76,7 @@ def _train(config: RunConfig, output_dir: Path, *, shuffle_labels: bool) -> Trai
     if data.cache_dir is not None:  # one cache serves both runs: the pictures are the same
         data = data.model_copy(update={"cache_dir": str(output_dir.parent / "cache")})
     update = {"output_dir": str(output_dir), "training": training, "data": data}
-    return train(config.model_copy(update=update))
+    return train(config.model_copy(update=update), may_change=False)
 
 
 def _report(evaluation: evaluate.Evaluation, output_dir: Path, tuned: TrainResult, control: TrainResult) -> Path:

@@ -27,4 +27,6 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
         again = shlex.join(["t2i-align", "train", str(config), *kept, "training.resume_from_checkpoint=latest"])
         raise Stopped(f"Stopped; {stop} is written. Resume with:\n  {again}") from stop
     if is_main_process():
-        print(f"{result.steps} steps in {result.train_seconds:.1f} s; weights and model card in {result.export_dir}")
+        done = f"{result.steps} steps in {result.train_seconds:.1f} s"
+        done = done if result.trained else f"finished before ({done}), nothing was written"
+        print(f"{done}; weights and model card in {result.export_dir}")

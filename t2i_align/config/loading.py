@@ -97,6 +97,7 @@ def dump(config: RunConfig) -> str:
     return RESOLVED_HEADER + body
 
 
-def save_resolved(config: RunConfig, path: str | Path) -> None:
-    """Write the resolved configuration; parent folders are made."""
-    write_text(path, dump(config))
+def save_resolved(config: RunConfig, path: str | Path, notes: Sequence[str] = ()) -> None:
+    """Write the resolved configuration, with notes as comments above it; parent folders are made."""
+    head, _, body = dump(config).partition("\n")
+    write_text(path, "\n".join([head, *(f"# {note}" for note in notes), body]))

@@ -10,6 +10,7 @@ import torch
 from t2i_align.config.schema import RunConfig
 from t2i_align.data.batch import ListBatch
 from t2i_align.data.lists import Layout, PictureList, open_lists
+from t2i_align.data.pair_source import PairSource
 from t2i_align.data.provider import PairProvider
 from t2i_align.data.reading import Side
 from t2i_align.transfer import send
@@ -77,7 +78,7 @@ class ListProvider(PairProvider):
     @property
     def fingerprint(self) -> str:
         """Of the pairs behind the lists, and of the lists' size."""
-        return f"{self.source.fingerprint}-{self._lists.size}"
+        return list_fingerprint(self.source, self._lists.size)
 
     def batch(self, step: int, micro_step: int) -> ListBatch:  # type: ignore[override]
         """This process's lists of one micro-step, on the device; see `PairProvider.batch`."""
@@ -118,6 +119,11 @@ class ListProvider(PairProvider):
             pairs = {pair: self._training.read(pair, geometry) for pair in dict.fromkeys(p for p, _ in one.pictures)}
             loaded.append(tuple(pairs[pair][side] for pair, side in one.pictures))
         return loaded
+
+
+def list_fingerprint(source: PairSource, size: int) -> str:
+    """Of lists of `size` pictures made from a source's pairs."""
+    return f"{source.fingerprint}-{size}"
 
 
 def _caption(record, side: int) -> str:

@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from t2i_align import __version__
 from t2i_align.backbones.adapters import lora_alpha
 from t2i_align.config.schema import ModelConfig, RunConfig
+from t2i_align.export.history import History
 from t2i_align.objectives.config import resolve
 from t2i_align.objectives.objective import Objective
 from t2i_align.personal.section import PersonalSection
@@ -22,7 +23,11 @@ WHAT = {"lora": "A LoRA", "full": "A fully trained UNet", "user": "A user adapte
 
 
 def model_card(
-    config: RunConfig, pipeline_class: str, metrics: Mapping[str, Any], data_fingerprint: str | None = None
+    config: RunConfig,
+    pipeline_class: str,
+    metrics: Mapping[str, Any],
+    data_fingerprint: str | None = None,
+    history: History = (),
 ) -> str:
     """Markdown with YAML front matter, as model hubs read it.
 
@@ -31,6 +36,7 @@ def model_card(
         pipeline_class: name of the diffusers class that loads the base.
         metrics: last logged values; those that are not numbers are left out.
         data_fingerprint: identity of the pairs, where known.
+        history: what the run was resumed with; the hyper-parameters are those of its end.
     """
     objective = resolve(config.objective)
     model = config.model
@@ -51,6 +57,7 @@ def model_card(
         scale=_scale(objective),
         slots=_slots(objective),
         settings=_settings(config),
+        changes=_changes(history),
         metrics=_numbers(metrics),
     )
 
@@ -169,6 +176,16 @@ def _personal_settings(personal: PersonalSection) -> list[tuple[str, Any]]:
         ("rewards", None if personal.rewards is None else ", ".join(personal.rewards)),
         ("user dropout", f"{personal.user_dropout:g}"),
     ]
+
+
+def _changes(history: History) -> list[tuple[str, ...]]:
+    """(first step, setting, before, from then on) of everything a resumed run did differently."""
+    rows = [
+        (entry["step"] + 1, f"`{key}`", value["then"], value["now"])
+        for entry in history
+        for key, value in entry["changed"].items()
+    ]
+    return [tuple(str(cell).replace("|", "\\|") for cell in row) for row in rows]
 
 
 def _numbers(metrics: Mapping[str, Any]) -> Rows:

@@ -22,6 +22,7 @@ from t2i_align.config.loading import load_config, save_resolved
 from t2i_align.config.schema import RunConfig
 from t2i_align.errors import UserError
 from t2i_align.export.card import model_card
+from t2i_align.export.history import History, in_words, read_history
 from t2i_align.export.weights import DTYPES, lora_entries, save_kohya, save_lora, save_unet, save_user_adapter
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -37,6 +38,7 @@ def export_run(
     weights: Mapping[str, Tensor] | None = None,
     *,
     data_fingerprint: str | None = None,
+    history: History = (),
 ) -> Path:
     """Write portable weights, the model card and the configuration.
 
@@ -51,6 +53,7 @@ def export_run(
         metrics: last logged values, for the card.
         weights: name -> whole trained weight, averaged or collected from several processes; by default the policy's.
         data_fingerprint: identity of the training pairs, for the card.
+        history: what the run was resumed with, for card and configuration.
 
     Returns:
         `output_dir`.
@@ -72,9 +75,9 @@ def export_run(
         save_user_adapter(backbone, weights, dtype, staging)
     else:
         save_unet(backbone, weights, dtype, staging)
-    card = model_card(config, backbone.pipeline_class.__name__, metrics, data_fingerprint)
+    card = model_card(config, backbone.pipeline_class.__name__, metrics, data_fingerprint, history)
     (staging / "README.md").write_text(card, encoding="utf-8")
-    save_resolved(_movable(config), staging / CONFIG_FILE)
+    save_resolved(_movable(config), staging / CONFIG_FILE, in_words(history))
     _publish(staging, output_dir)
     if entries is not None and config.export.kohya:
         save_kohya(backbone, entries, config.model.lora, output_dir)
@@ -112,6 +115,7 @@ def export_checkpoint(run_dir: str | Path, checkpoint: str | Path | None, output
         config,
         last_metrics(run_dir / METRICS_FILE, until=_number(folder)),
         data_fingerprint=state.get("identity", {}).get("pairs"),
+        history=read_history(run_dir, before=_number(folder)),
     )
 
 

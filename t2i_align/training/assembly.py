@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from reward_models.files import write_json
 from t2i_align import objectives
 from t2i_align.backbones import Backbone, trainable_state
 from t2i_align.backbones.modes import evaluating
@@ -15,8 +16,9 @@ from t2i_align.config.loading import save_resolved
 from t2i_align.config.schema import RunConfig
 from t2i_align.data.provider import PairProvider
 from t2i_align.export import export_run
+from t2i_align.export.history import in_words, read_history, write_history
 from t2i_align.training.ema import Ema
-from t2i_align.training.environment import write_environment
+from t2i_align.training.environment import ENVIRONMENT, describe_environment, differences, read_environment
 from t2i_align.training.loop import Hooks, Loop
 from t2i_align.training.memory import WHOLE, Shares, plan_memory, rest_encoders, rows_of
 from t2i_align.training.metrics import MetricsWriter, read_metrics
@@ -25,6 +27,7 @@ from t2i_align.training.parts import Parts, build_parts
 from t2i_align.training.progress import Progress
 from t2i_align.training.record import Record
 from t2i_align.training.reference_errors import precompute_reference
+from t2i_align.training.resuming import Resumption
 from t2i_align.training.rows import collect
 from t2i_align.training.saving import Saver
 from t2i_align.training.sharding import divide, requested
@@ -83,14 +86,14 @@ class Run:
             ema=self.ema,
         )
 
-    def prepare(self, resume: Path | None) -> None:
+    def prepare(self, resume: Resumption | None) -> None:
         """Run folder, held-out reference (still the base model), then the checkpoint."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
         with self._alone():
             self.validation = Validation(self.config, self.backbone, self.parts, self.accelerator)
             self._look_ahead()
         if resume is not None:
-            self.saver.restore(resume)
+            self.saver.restore(resume.checkpoint)
             rows = read_metrics(self.output_dir / "metrics.jsonl")
             self.record.remember(row for row in rows if row["step"] <= self.loop.finished_steps)
         if self.accelerator.is_main_process:
@@ -129,6 +132,7 @@ class Run:
                 {key: value for row in rows[-20:] for key, value in row.items()},
                 data_fingerprint=self.parts.provider.fingerprint,
                 weights=weights,
+                history=read_history(self.output_dir, before=self.loop.finished_steps),
             )
         self.accelerator.wait_for_everyone()
         return path
@@ -150,23 +154,35 @@ class Run:
             parts = (self.backbone, self.objective, provider, step, self.accelerator)
             self.record.progress.note(precompute_reference(self.config, *parts))
 
-    def _open_folder(self, resume: Path | None) -> None:
-        """Configuration, environment and metrics file (main process), and a line that says what begins."""
-        save_resolved(self.config, self.output_dir / "config.yaml")
-        write_environment(
-            self.output_dir,
+    def _open_folder(self, resume: Resumption | None) -> None:
+        """Configuration, environment, history and metrics file (main process), and a line that says what begins."""
+        environment = describe_environment(
             num_processes=self.accelerator.num_processes,
             device=self.accelerator.device,
             attention=self.backbone.attention_choice,
         )
+        if resume is not None:
+            before = read_environment(self.output_dir)
+            write_history(self.output_dir, resume.entry(differences(before, environment)))
+        history = read_history(self.output_dir) if resume is not None else []
+        save_resolved(self.config, self.output_dir / "config.yaml", in_words(history))
+        write_json(self.output_dir / ENVIRONMENT, environment, indent=1)
         self.record.writer = MetricsWriter(
             self.output_dir, self.config.report_to, self.config.model_dump(mode="json"), self.loop.finished_steps
         )
+        self.record.progress.note(self._opening(resume))
+
+    def _opening(self, resume: Resumption | None) -> str:
+        """What begins, in one line, and what a resumed run does differently in further ones."""
         training, provider = self.config.training, self.parts.provider
         batch = effective_batch(training, self.accelerator.num_processes)
-        origin = f"resumed from {resume}" if resume else "new run"
+        origin = "new run" if resume is None else f"resumed from {resume.checkpoint}"
         count = sum(parameter.numel() for parameter in self.trainable.values())
-        self.record.progress.note(
-            f"{origin} in {self.output_dir}: {provider.num_pairs} {provider.items}, effective batch {batch}, "
-            f"{training.max_train_steps} steps, {count:,} trained parameters, {self.objective.name}"
+        changed = {} if resume is None else resume.acting | resume.beside
+        return "\n".join(
+            [
+                f"{origin} in {self.output_dir}: {provider.num_pairs} {provider.items}, effective batch {batch}, "
+                f"{training.max_train_steps} steps, {count:,} trained parameters, {self.objective.name}",
+                *(f"  {key}: {value['then']} before, {value['now']} from here on" for key, value in changed.items()),
+            ]
         )

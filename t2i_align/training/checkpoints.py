@@ -23,7 +23,9 @@ from reward_models.files import share
 from t2i_align.backbones.pieces import NamedTensors, part_files, write_pieces
 from t2i_align.backbones.trainable import TRAINABLE
 from t2i_align.errors import UserError
-from t2i_align.training.optimizer_state import apart, restore_optimizer
+from t2i_align.training.identity import both
+from t2i_align.training.optimizer_state import apart, restore_optimizer, restore_schedule
+from t2i_align.training.resume_rules import Changes, compare, in_text
 from t2i_align.training.rows import own, piece, span
 
 PATTERN = re.compile(r"checkpoint-(\d+)")
@@ -125,13 +127,13 @@ def _publish(temporary: Path, final: Path, limit: int | None) -> None:
 
 
 def load_checkpoint(path: Path, state: TrainState, identity: dict) -> int:
-    """Restore ``state`` in place and return the step.
+    """Restore ``state`` in place and return the step. Rates, decays and the schedule stay those of the live objects.
 
     Raises:
         UserError: a damaged checkpoint, one of another architecture, or one made by a run whose model, data,
             objective or seed differ (the remaining steps would not be the same run).
     """
-    saved = check_identity(path, identity)
+    saved, _ = check_identity(path, identity)
     try:
         weights = NamedTensors(_files(path, TRAINABLE))
         ema = NamedTensors([] if state.ema is None else _files(path, EMA))
@@ -146,7 +148,7 @@ def load_checkpoint(path: Path, state: TrainState, identity: dict) -> int:
     state.provider = provider
     state.ema_step, state.train_seconds = saved["ema_step"], saved["train_seconds"]
     restore_optimizer(state.optimizer, rest["optimizer"], divided, state.trainable)
-    state.scheduler.load_state_dict(rest["scheduler"])
+    restore_schedule(state.scheduler, rest["scheduler"])
     if state.scaler is not None and rest["scaler"] is not None:
         state.scaler.load_state_dict(rest["scaler"])
     return saved["step"]
@@ -177,52 +179,25 @@ def copy_weights(source: NamedTensors, target: dict[str, torch.Tensor], path: Pa
             own(tensor).copy_(source.rows(name, *span(tensor)))
 
 
-def resolve_resume(output_dir: Path, request: str | None) -> Path | None:
-    """Which checkpoint to resume from, or None for a fresh run.
-
-    ``latest`` in an empty folder starts from the beginning, so that one command serves both launches of a job.
+def check_identity(path: Path, identity: dict) -> tuple[dict, Changes]:
+    """What a checkpoint says of itself, and which of the given settings are others now. No weights are read.
 
     Raises:
-        UserError: no such checkpoint; or a fresh run into a folder that already holds a run.
-    """
-    existing = list_checkpoints(output_dir)
-    if request is None:
-        if existing or (output_dir / "metrics.jsonl").exists():
-            raise UserError(
-                "The output folder already holds a run.",
-                str(output_dir),
-                "resume it with training.resume_from_checkpoint=latest, or choose another output_dir",
-            )
-        return None
-    if request == "latest":
-        return existing[-1][1] if existing else None
-    for path in (Path(request), output_dir / request):
-        if (path / STATE).is_file():
-            return path
-    names = ", ".join(path.name for _, path in existing) or "none"
-    raise UserError("No such checkpoint.", f"{request}; in {output_dir}: {names}", "name one of them, or latest")
-
-
-def check_identity(path: Path, identity: dict) -> dict:
-    """What a checkpoint says of itself, once it is known to share the given settings. No weights are read.
-
-    Raises:
-        UserError: it cannot be read, or was made by a run in which one of the settings was another.
+        UserError: it cannot be read, or was made by a run in which a setting was another that may not change.
     """
     try:
         saved = json.loads((path / STATE).read_text())
-        then = saved["identity"]
+        then, now = both(saved["identity"], identity)
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(path, error) from error
-    different = [key for key in identity if then.get(key) != identity[key]]
-    if different:
-        detail = "; ".join(f"{key}: {then.get(key)!r} then, {identity[key]!r} now" for key in different[:3])
+    changes = compare(then, now)
+    if changes.refused:
         raise UserError(
             "The checkpoint was made by a different run; going on would mix the two.",
-            f"{path}: {detail}",
+            f"{path}: {in_text(changes.refused)}",
             "restore these settings, or start a new run in another output_dir",
         )
-    return saved
+    return saved, changes
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

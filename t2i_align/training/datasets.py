@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from t2i_align.backbones import Backbone
 from t2i_align.config.schema import RunConfig
 from t2i_align.data.derived import derive
-from t2i_align.data.list_provider import ListProvider
+from t2i_align.data.list_provider import ListProvider, list_fingerprint
 from t2i_align.data.lists import Layout, open_lists
 from t2i_align.data.provider import PairProvider
 from t2i_align.data.sources import open_source
@@ -42,6 +42,20 @@ def check_source(config: RunConfig, objective: Objective, num_processes: int) ->
             f"{', '.join(unknown)}; the data have {', '.join(source.margin_names)}",
             "correct objective.logit.margin_weights, or add the margins to the data",
         )
+
+
+def pairs_fingerprint(config: RunConfig, objective: Objective) -> str:
+    """What `offline_provider`'s provider says of its pairs where it reads pictures, without a model.
+
+    Raises:
+        UserError: the data cannot be used.
+    """
+    source = open_source(config.data, "train", config.seed)
+    if objective.layout not in LIST_LAYOUTS:
+        return source.fingerprint
+    data = config.data
+    lists = open_lists(source, cast(Layout, objective.layout), data.list_size, data.shuffle_labels, config.seed)
+    return list_fingerprint(source, lists.size)
 
 
 def offline_provider(

@@ -7,9 +7,11 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
+ENVIRONMENT = "environment.json"
 PACKAGES = (
     "torch",
     "torchvision",
@@ -44,6 +46,20 @@ def describe_environment(num_processes: int, device: torch.device, attention: st
     }
 
 
-def write_environment(output_dir: Path, **details) -> None:
-    """Write ``environment.json``; keyword arguments go to ``describe_environment``."""
-    (output_dir / "environment.json").write_text(json.dumps(describe_environment(**details), indent=1) + "\n")
+def read_environment(output_dir: Path) -> dict[str, Any]:
+    """What a run folder says of an earlier launch; empty where it says nothing."""
+    file = output_dir / ENVIRONMENT
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What of an environment is another now, as dotted key -> ``{"then", "now"}``; nothing without an earlier one."""
+    before, after = _flat(then), _flat(now)
+    keys = [key for key in after if before and before.get(key) != after[key]]
+    return {key: {"then": before.get(key), "now": after[key]} for key in keys}
+
+
+def _flat(environment: dict[str, Any]) -> dict[str, Any]:
+    packages = environment.get("packages", {})
+    plain = {key: value for key, value in environment.items() if key != "packages"}
+    return plain | {f"packages.{name}": version for name, version in packages.items()}

@@ -14,13 +14,14 @@ from t2i_align.config.loading import resolved
 from t2i_align.config.schema import RunConfig
 from t2i_align.errors import UserError
 from t2i_align.training.metrics import read_metrics
+from t2i_align.training.resuming import ChangedSettingsError
 from t2i_align.training.run import train
 
 DONE_FILE = "trial.json"
 
 
 class OtherRunError(UserError):
-    """The folder holds a finished run of other settings: its results would stand for what was not trained."""
+    """The folder holds a run of other settings: its results would stand for what was not trained."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def train_once(config: RunConfig) -> Trained:
         config: with ``training.resume_from_checkpoint: latest``.
 
     Raises:
-        OtherRunError: the folder holds a run with other settings.
+        OtherRunError: the folder holds a run with other settings, finished or not.
         UserError: training failed.
     """
     folder = Path(config.output_dir)
@@ -61,7 +62,10 @@ def train_once(config: RunConfig) -> Trained:
                 "delete that folder, or choose another output_dir",
             )
         return Trained(folder, record["train_seconds"], record["metrics"])
-    result = train(config)
+    try:
+        result = train(config, may_change=False)
+    except ChangedSettingsError as error:
+        raise OtherRunError(error.what, error.found, error.fix) from error
     rows = read_metrics(folder / "metrics.jsonl")
     metrics = {key: value for row in rows for key, value in row.items() if isinstance(value, int | float)}
     record = {"settings": settings, "train_seconds": round(result.train_seconds, 2), "metrics": metrics}

@@ -85,7 +85,7 @@ def check_optimizer(config: TrainingConfig) -> None:
         )
 
 
-def build_scheduler(config: TrainingConfig, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+def build_scheduler(config: TrainingConfig, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
     """The schedule in optimiser steps. It is never handed to accelerate, which would step it once per process."""
     return get_scheduler(
         config.lr_scheduler,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from t2i_align.backbones.pieces import NamedTensors
 from t2i_align.training.rows import divided_like, is_divided, span
@@ -36,6 +37,8 @@ def apart(state: dict[str, Any], trained: Mapping[str, Any]) -> tuple[dict[str, 
 def restore_optimizer(optimizer: Any, rest: dict[str, Any], divided: NamedTensors, trained: Mapping[str, Any]) -> None:
     """Load what `apart` split, whoever wrote it: of divided parameters this process's rows, of others everything.
 
+    Moments and step counts are taken; rates, betas, decay and epsilon stay as `optimizer` was made.
+
     Args:
         optimizer: over the parameters of `trained`, in that order.
         rest, divided: the two halves.
@@ -52,7 +55,27 @@ def restore_optimizer(optimizer: Any, rest: dict[str, Any], divided: NamedTensor
         name, _, entry = path.rpartition("/")
         value = divided_like(divided.rows(path, *span(trained[name])), trained[name])
         rest["state"].setdefault(numbers[name], {})[entry] = value
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(rest)
+    for group, given in zip(optimizer.param_groups, settings, strict=True):
+        group.update(given)  # the state brings the old run's settings along
+
+
+def restore_schedule(scheduler: LambdaLR, saved: dict[str, Any]) -> None:
+    """Go to the step a schedule had reached, and give the optimiser the rate that the present schedule has there.
+
+    Args:
+        scheduler: of the present settings; every schedule of ours is a factor for each step.
+        saved: state of the one in the checkpoint; of it only the step is taken.
+    """
+    scheduler.last_epoch, scheduler._step_count = saved["last_epoch"], saved["_step_count"]
+    rates = [
+        base * factor(scheduler.last_epoch)
+        for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates
 
 
 def _by_name(state: dict[str, Any], trained: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

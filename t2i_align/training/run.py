@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +19,15 @@ from t2i_align.data.provider import ensure_cache
 from t2i_align.data.sources import has_heldout
 from t2i_align.errors import UserError
 from t2i_align.training.assembly import Run
-from t2i_align.training.checkpoints import check_identity, resolve_resume
 from t2i_align.training.datasets import check_source
-from t2i_align.training.identity import settings_identity
 from t2i_align.training.memory import measured_bytes
 from t2i_align.training.optimisers import check_optimizer
 from t2i_align.training.parts import is_offline
+from t2i_align.training.resuming import Resumption, mark_finished, plan_resume
 from t2i_align.training.sharding import refuse_early
 from t2i_align.training.trackers import check_trackers
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class TrainResult:
         steps: optimiser steps done in all.
         train_seconds: time inside optimiser steps, over all launches of the run.
         seconds: wall time of the launch, loading and validation included.
+        trained: whether this launch trained or exported; false where the run was finished before.
     """
 
     output_dir: Path
@@ -45,10 +48,18 @@ class TrainResult:
     steps: int
     train_seconds: float
     seconds: float
+    trained: bool = True
 
 
-def train(config: RunConfig) -> TrainResult:
+def train(config: RunConfig, *, may_change: bool = True) -> TrainResult:
     """Run a whole training from a checked configuration.
+
+    A run that is finished is left as it is: nothing is loaded, nothing written.
+
+    Args:
+        config: the run.
+        may_change: whether a resumed run may have other settings than before, of those that
+            `t2i_align.training.resume_rules` lets act from then on.
 
     Raises:
         UserError: anything the user can put right, before the first step where it can be known then.
@@ -60,7 +71,9 @@ def train(config: RunConfig) -> TrainResult:
     check_optimizer(config.training)
     refuse_early(config, objective)
     accelerator = _accelerator(config)
-    resume = _checkpoint_to_resume(config, objective, accelerator)
+    resume = plan_resume(config, objective, accelerator.num_processes, may_change=may_change)
+    if resume is not None and resume.finished:
+        return _as_it_is(config, resume, time.perf_counter() - started)
     if is_offline(config):
         check_source(config, objective, accelerator.num_processes)
     set_seed(config.seed)
@@ -77,6 +90,8 @@ def train(config: RunConfig) -> TrainResult:
     finally:
         run.close()
     export_dir, loop = run.export(), run.loop
+    if accelerator.is_main_process:
+        mark_finished(run.output_dir, loop.finished_steps)
     seconds = time.perf_counter() - started
     return TrainResult(Path(config.output_dir), export_dir, loop.finished_steps, loop.train_seconds, seconds)
 
@@ -87,18 +102,18 @@ def _accelerator(config: RunConfig) -> Accelerator:
         raise UserError(
             "training.mixed_precision: fp16 needs a CUDA device.", "no CUDA device", "use bf16 or no mixed precision"
         )
-    if config.training.allow_tf32:
-        torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = config.training.allow_tf32  # also off again, after another run
     # Accumulation is the loop's own, and the schedule is stepped there: accelerate only moves and reduces.
     return Accelerator(mixed_precision=precision, step_scheduler_with_optimizer=False)
 
 
-def _checkpoint_to_resume(config: RunConfig, objective: objectives.Objective, accelerator: Accelerator) -> Path | None:
-    """The checkpoint to go on from; one of other settings is refused before anything is loaded."""
-    resume = resolve_resume(Path(config.output_dir), config.training.resume_from_checkpoint)
-    if resume is not None:
-        check_identity(resume, settings_identity(config, objective, accelerator.num_processes))
-    return resume
+def _as_it_is(config: RunConfig, finished: Resumption, seconds: float) -> TrainResult:
+    """The result of a run that was finished before; settings that only matter while a run goes on are named."""
+    if finished.beside:
+        ignored = ", ".join(finished.beside)
+        logger.info("The run in %s is finished, so these settings are not acted on: %s", config.output_dir, ignored)
+    folder = Path(config.output_dir)
+    return TrainResult(folder, folder / "export", finished.step, finished.train_seconds, seconds, trained=False)
 
 
 def _load(config: RunConfig, objective: objectives.Objective, accelerator: Accelerator) -> Backbone:

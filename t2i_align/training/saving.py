@@ -15,6 +15,7 @@ from t2i_align.training.ema import Ema
 from t2i_align.training.identity import settings_identity
 from t2i_align.training.loop import Loop
 from t2i_align.training.parts import Parts
+from t2i_align.training.resume_rules import PAIRS
 from t2i_align.training.rows import is_divided
 
 
@@ -85,4 +86,4 @@ class Saver:
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that resumes it."""
         settings = settings_identity(self._config, self._objective, self._accelerator.num_processes)
-        return settings | {"pairs": self._parts.provider.fingerprint}
+        return settings | {PAIRS: self._parts.provider.fingerprint}

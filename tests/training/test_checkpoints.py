@@ -9,10 +9,10 @@ from t2i_align.training.checkpoints import (
     TrainState,
     list_checkpoints,
     load_checkpoint,
-    resolve_resume,
     save_checkpoint,
 )
 from t2i_align.training.identity import settings_identity
+from t2i_align.training.resuming import resolve_resume
 from t2i_align.training.run import train
 
 from .runs import run_config, write_pairs
@@ -22,9 +22,9 @@ def make_state(seed: int = 0, width: int = 3) -> TrainState:
     torch.manual_seed(seed)
     layer = torch.nn.Linear(width, 2)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
     layer(torch.randn(4, width)).square().sum().backward()
     optimizer.step()
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
     scheduler.step()
     return TrainState(dict(layer.named_parameters()), optimizer, scheduler, ema={"w": torch.ones(2)}, ema_step=5)
 
