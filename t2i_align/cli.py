@@ -31,10 +31,22 @@ from t2i_align.errors import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+MAY_BE_BLANK = ("--prompt",)  # options that take text for a model
 
 
 class Root(TyperGroup):
     """Turns what a user can put right into one message; any other exception is a bug and keeps its traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse blank words: a folder called ``""`` would be the current one."""
+        options = ["", *args]
+        for before, word in zip(options, args, strict=False):
+            if not word.strip() and before not in MAY_BE_BLANK:
+                what = f"the value of {before}" if before.startswith("-") else "an argument"
+                error = UserError(f"{what} is blank", repr(word), "is a shell variable unset? give it a value")
+                typer.echo(f"error: {error}", err=True)
+                raise typer.Exit(EXIT_USER_ERROR)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""

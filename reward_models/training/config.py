@@ -62,6 +62,19 @@ class RewardTrainingConfig(BaseModel):
     save_dtype: Literal["float32", "float16", "bfloat16"] = Field(default="float32", description="of best/ and final/")
     resume_from_checkpoint: str | None = Field(default=None, description="latest, or a checkpoint")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_not_blank(cls, value: object) -> object:
+        """A blank path would be the current folder."""
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("is blank; give it a value, or leave the key out")
+        return value
+
+    @field_validator("output_dir")
+    @classmethod
+    def _home_is_expanded(cls, value: Path) -> Path:
+        return value.expanduser()
+
     @field_validator("mixed_precision", mode="before")
     @classmethod
     def _no_is_a_word(cls, value: object) -> object:

@@ -20,6 +20,7 @@ from torch import Tensor
 from reward_models.checkpoints import write_network, write_random
 from reward_models.clip_like import ClipLikeScorer
 from reward_models.errors import RewardModelError
+from reward_models.loading import read_json
 from reward_models.mps import MPSScorer
 from reward_models.registry import load
 from reward_models.scorer import BaseScorer, torch_dtype
@@ -43,11 +44,13 @@ class TrainingResult:
         best: folder of the scorer with the best held-out accuracy, of equals the one with the lowest log loss; None
             without validation pairs.
         report: `pair_report` per dimension for `final` and `best`.
+        trained: false where the run was finished before, and is left as it is.
     """
 
     final: Path
     best: Path | None
     report: dict[str, Any]
+    trained: bool = True
 
 
 @dataclass
@@ -84,6 +87,10 @@ def train(
         RewardModelError: a wrong checkpoint, an undecodable picture, a pair without labels, a loss that is
             not finite.
     """
+    folder = RunFolder(config)
+    if folder.is_finished(folder.checkpoint_to_resume()):
+        best, report = folder.root / "best", read_json(folder.root / "metrics.json")
+        return TrainingResult(folder.root / "final", best if best.is_dir() else None, report, trained=False)
     return RewardTrainer(config, train_records, validation_records, progress).run()
 
 

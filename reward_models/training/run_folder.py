@@ -57,6 +57,7 @@ class RunFolder:
             path: Path | None = Path(wanted)
             if not Path(wanted).is_dir():
                 raise RewardModelError("the checkpoint to resume from does not exist", found=wanted)
+            self._refuse_to_go_back(Path(wanted))
         else:
             done = self.checkpoints() if wanted == "latest" else []
             path = done[-1] if done else None
@@ -65,6 +66,24 @@ class RunFolder:
         if path is not None:
             self._same_configuration(path)
         return path
+
+    def is_finished(self, checkpoint: Path | None) -> bool:
+        """Whether the checkpoint is the end of a run whose results are all here."""
+        match = _CHECKPOINT.fullmatch(checkpoint.name) if checkpoint is not None else None
+        made = (self.root / "metrics.json").is_file() and (self.root / "final").is_dir()
+        return made and match is not None and int(match[1]) == self.config.max_train_steps
+
+    def _refuse_to_go_back(self, checkpoint: Path) -> None:
+        """Later checkpoints would be those of a course that was given up, and `latest` would take them."""
+        own = [path.name for path in self.checkpoints()]
+        inside = checkpoint.resolve().parent == self.root.resolve() and checkpoint.name in own
+        later = own[own.index(checkpoint.name) + 1 :] if inside else []
+        if later:
+            raise RewardModelError(
+                "the folder holds later checkpoints than the one to resume from",
+                found=f"{checkpoint}; later: {', '.join(later)}",
+                fix="delete the later ones to go back, or choose another output_dir",
+            )
 
     def _fresh(self, may_be_interrupted: bool) -> None:
         """Refuse a folder with anything in it, except a run that ended before its first checkpoint."""

@@ -81,7 +81,7 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
         again = shlex.join(["t2i-align", "rewards", "train", str(config), *kept, "resume_from_checkpoint=latest"])
         raise Stopped(f"Stopped. Go on from the last checkpoint with:\n  {again}") from stop
     if is_main_process():
-        print(f"Final: {result.final}")
+        print(f"Final: {result.final}" + ("" if result.trained else " (finished before; nothing was written)"))
         if result.best is not None:
             print(f"Best: {result.best} (step {result.report['best'].pop('step')})")
             for dimension, part in result.report["best"].items():

@@ -13,6 +13,7 @@ from t2i_align.config.loading import load_config
 from t2i_align.config.problems import from_sections, report
 from t2i_align.config.schema import NonNegativeInt, PositiveInt, RunConfig, Section
 from t2i_align.errors import UserError
+from t2i_align.sections import Folder
 
 RUNS = "runs"
 
@@ -72,7 +73,7 @@ class Judging(Section):
 class CompareConfig(Section):
     """A whole comparison."""
 
-    output_dir: str = Field(description="trained runs, pictures, scores and report.html")
+    output_dir: Folder = Field(description="trained runs, pictures, scores and report.html")
     models: dict[str, Entry | None] = Field(description="name -> model; null leaves one of an extended file out")
     baseline: str = Field("base", description="model the others are compared with")
     control: str | None = Field(None, description="model that must not win, trained on shuffled labels")

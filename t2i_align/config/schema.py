@@ -8,23 +8,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from t2i_align.objectives.config import ObjectiveConfig
 from t2i_align.online.config import OnlineConfig
 from t2i_align.personal.section import PersonalSection
+from t2i_align.sections import Folder, Section
 from t2i_align.stepwise.config import RolloutConfig
 
 Tracker = Literal["tensorboard", "wandb"]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """Base of every section: no unknown keys, no silent coercion of strings to numbers."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, protected_namespaces=())
 
 
 class LoraConfig(Section):
@@ -181,7 +176,7 @@ class ExportConfig(Section):
 class RunConfig(Section):
     """A whole run."""
 
-    output_dir: str = Field(description="run folder")
+    output_dir: Folder = Field(description="run folder")
     seed: NonNegativeInt = Field(0, description="of everything random; draws are addressed, not streamed")
     report_to: list[Tracker] = Field(["tensorboard"], description="trackers fed beside metrics.jsonl; may be empty")
     model: ModelConfig

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from t2i_align.sections import Section
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
-class OnlineConfig(BaseModel):
+class OnlineConfig(Section):
     """On-policy pairs of finished pictures, as ordinary pairs: any pairwise objective trains on them."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, protected_namespaces=())
 
     method: Literal["online_dpo", "sopo"] = Field(
         description="online_dpo: the best of several pictures against the worst; "

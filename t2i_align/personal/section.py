@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from t2i_align.sections import Section
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NEEDED = {"pair_set": "features", "external": "users_file", "reward_vector": "rewards"}
@@ -20,10 +22,8 @@ READ_BY = {  # key -> the encoders that read it; keys that all of them read are 
 }
 
 
-class PersonalSection(BaseModel):
+class PersonalSection(Section):
     """A user adapter is trained, on pairs whose users are known; with model.train: user."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, protected_namespaces=())
 
     encoder: Literal["pair_set", "table", "external", "reward_vector"] = Field(
         description="where a user's tokens come from: some of the user's other pairs, a learned table, arrays of a "

@@ -16,13 +16,15 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from reward_models.files import write_text
+from reward_models.files import write_json, write_text
 from t2i_align.config.layers import Merged
 from t2i_align.config.problems import from_sections, report
 from t2i_align.config.schema import DataConfig, NonNegativeInt, PositiveInt, Section
 from t2i_align.errors import UserError
+from t2i_align.sections import Folder
 
 KINDS = ("lrm", "spm")
+FINISHED = "finished.json"  # of the run folder: written last
 Progress = Callable[[int, int, dict[str, float]], None]
 
 
@@ -86,7 +88,7 @@ class NoisyRewardConfig(Section):
     """A whole run."""
 
     scorer: Literal["lrm", "spm"]
-    output_dir: str
+    output_dir: Folder
     seed: NonNegativeInt = 0
     model: BaseModelConfig
     data: DataConfig
@@ -117,14 +119,16 @@ class NoisyResult:
     Attributes:
         folder: of the trained model, for ``rollout.scorer.checkpoint``.
         accuracy: held-out accuracy by timestep; empty without held-out pairs.
+        trained: false where the run was finished before, and is left as it is.
     """
 
     folder: Path
     accuracy: dict[int, float]
+    trained: bool = True
 
     def render(self) -> str:
         """A few lines of plain text."""
-        lines = [f"Model: {self.folder}"]
+        lines = [f"Model: {self.folder}" + ("" if self.trained else " (finished before; nothing was written)")]
         if self.accuracy:
             cells = ", ".join(f"t={t} {value:.3f}" for t, value in self.accuracy.items())
             lines.append(f"Held-out accuracy: {cells}")
@@ -151,6 +155,8 @@ def read_config(merged: Merged, source: str) -> NoisyRewardConfig:
 def train(config: NoisyRewardConfig, progress: Progress | None = None) -> NoisyResult:
     """Encode the pairs, train, save, and measure; a run that was interrupted goes on from its last checkpoint.
 
+    One that is finished is left as it is.
+
     Raises:
         UserError: the model or the pairs cannot be used, or the folder holds another run.
         RewardModelError: a loss that is not finite, or a network of an unknown family.
@@ -159,6 +165,8 @@ def train(config: NoisyRewardConfig, progress: Progress | None = None) -> NoisyR
 
     output_dir = Path(config.output_dir)
     _claim(config, output_dir)
+    if (finished := _finished(output_dir)) is not None:
+        return finished
     rows: list[dict[str, float]] = []
 
     def log(step: int, steps: int, metrics: dict[str, float]) -> None:
@@ -171,7 +179,19 @@ def train(config: NoisyRewardConfig, progress: Progress | None = None) -> NoisyR
     folder, accuracy = run(config, output_dir, log)
     if accuracy:
         write_accuracy({config.scorer: accuracy}, output_dir)
+    write_json(output_dir / FINISHED, {"model": folder.name, "accuracy": accuracy})
     return NoisyResult(folder, accuracy)
+
+
+def _finished(output_dir: Path) -> NoisyResult | None:
+    """The result of a run that was finished before, and whose model is still there."""
+    file = output_dir / FINISHED
+    made = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if made is None or not (output_dir / made["model"]).is_dir():
+        return None
+    return NoisyResult(
+        output_dir / made["model"], {int(t): value for t, value in made["accuracy"].items()}, trained=False
+    )
 
 
 def write_accuracy(accuracy: Mapping[str, Mapping[int, float]], output_dir: Path, name: str = "accuracy") -> None:
@@ -201,7 +221,8 @@ def _claim(config: NoisyRewardConfig, output_dir: Path) -> None:
         )
     if not path.is_file() and output_dir.exists() and any(output_dir.iterdir()):
         raise UserError("The output folder is not empty.", str(output_dir), "choose another output_dir")
-    write_text(path, text)
+    if not path.is_file():
+        write_text(path, text)
 
 
 def _append(path: Path, rows: list[dict[str, float]]) -> None:

@@ -35,6 +35,7 @@ from t2i_align.errors import UserError
 from t2i_align.personal.crowd import pairs_by_user, split_users
 from t2i_align.personal.features import Extractor, open_extractor
 from t2i_align.personal.pair_features import PairFeatures, pair_features
+from t2i_align.sections import Folder
 
 KIND = "personal"
 FEATURES_FILE = "features.json"
@@ -86,7 +87,7 @@ class PersonalRewardConfig(Section):
     """A whole run."""
 
     scorer: Literal["personal"]
-    output_dir: str
+    output_dir: Folder
     seed: NonNegativeInt = 0
     features: str = Field(description="pixels, or a CLIP model: transformers folder, hub id, shapes:pickscore")
     data: AnswersSection

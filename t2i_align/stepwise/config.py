@@ -9,17 +9,13 @@ import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from t2i_align.sections import Section
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class _Section(BaseModel):
-    """No unknown keys, no silent coercion; as every other section of a run."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, protected_namespaces=())
 
 
 # Which fields of the scorer section each scorer reads, beyond name, timestep and candidates_per_pass.
@@ -31,7 +27,7 @@ SCORER_FIELDS: dict[str, tuple[str, ...]] = {
 }
 
 
-class ScorerConfig(_Section):
+class ScorerConfig(Section):
     """Who ranks the candidates."""
 
     name: Literal["lrm", "pixel", "spm", "channel_mean"] = Field(
@@ -70,7 +66,7 @@ class ScorerConfig(_Section):
         return self
 
 
-class ThresholdConfig(_Section):
+class ThresholdConfig(Section):
     """How far apart two candidates must be: a bound on tanh((S_w - S_l) / 2), per sampler step."""
 
     schedule: Literal["constant", "sigma", "variance", "linear"] = Field(
@@ -116,7 +112,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class RolloutConfig(_Section):
+class RolloutConfig(Section):
     """On-policy pairs: sample with the current policy, branch at its steps, let a scorer decide."""
 
     preset: Literal["lpo", "spo", "tailorpo"] | None = Field(

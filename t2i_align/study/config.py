@@ -14,6 +14,7 @@ from t2i_align.config.loading import config_from_values
 from t2i_align.config.problems import from_sections, report
 from t2i_align.config.schema import NonNegativeInt, PositiveInt, RunConfig, Section
 from t2i_align.errors import UserError
+from t2i_align.sections import Folder
 
 RANDOM_LABELS, NO_TRAINING, SFT = "random_labels", "zero_learning_rate", "sft"
 
@@ -76,7 +77,7 @@ class Judging(Section):
 class StudyConfig(Section):
     """A whole study."""
 
-    output_dir: str = Field(description="runs, pictures, scores, table")
+    output_dir: Folder = Field(description="runs, pictures, scores, table")
     run: dict[str, Any] = Field(description="what every training shares: a run's YAML without objective and output_dir")
     seeds: list[NonNegativeInt] = Field(min_length=1, description="one training each; pooled in the table")
     methods: dict[str, Method] = Field(min_length=1, description="rows of the table; sft is the third control")

@@ -64,7 +64,11 @@ def quiet(line: str) -> None:
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     trained: list[str] = []
     real: Callable = once.train
-    monkeypatch.setattr(once, "train", lambda config: (trained.append(Path(config.output_dir).name), real(config))[1])
+    monkeypatch.setattr(
+        once,
+        "train",
+        lambda config, **options: (trained.append(Path(config.output_dir).name), real(config, **options))[1],
+    )
     return trained
 
 
@@ -103,14 +107,14 @@ def test_recipes_lie_beside_the_file_that_names_them(settings: dict, tmp_path: P
 def test_a_run_of_other_settings_is_not_taken_for_this_one(settings: dict, tmp_path: Path, monkeypatch) -> None:
     del settings["models"]["sft"]
     run(load(settings, tmp_path), quiet)
-    monkeypatch.setattr(once, "train", lambda config: pytest.fail("trained again"))
+    monkeypatch.setattr(once, "train", lambda config, **_: pytest.fail("trained again"))
     with pytest.raises(UserError, match="run with other settings") as error:
         run(load(settings, tmp_path, "overrides=[training.learning_rate=1e-3]"), quiet)
     assert "training" in error.value.found
 
 
 def test_mistakes_are_found_before_training(settings: dict, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(once, "train", lambda config: pytest.fail("trained"))
+    monkeypatch.setattr(once, "train", lambda config, **_: pytest.fail("trained"))
     with pytest.raises(UserError, match="cannot be used"):
         run(load(settings, tmp_path, "evaluation.scorers=[nobody]"), quiet)
     with pytest.raises(UserError, match="does not exist"):

@@ -159,6 +159,9 @@ def test_resume_refuses_other_settings_and_fresh_starts_refuse_old_folders(start
         train(configuration(start, tmp_path / "run", learning_rate=0.5, resume_from_checkpoint="latest"), records)
     with pytest.raises(RewardModelError, match="does not exist"):
         train(configuration(start, tmp_path / "new", resume_from_checkpoint=str(tmp_path / "absent")), records)
+    with pytest.raises(RewardModelError, match="later checkpoints"):
+        early = str(tmp_path / "run/checkpoint-3")
+        train(configuration(start, tmp_path / "run", resume_from_checkpoint=early), records)
 
 
 def test_an_interrupted_first_stretch_starts_again_but_never_deletes(start, tmp_path):

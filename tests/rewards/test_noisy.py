@@ -11,7 +11,7 @@ from reward_models.latent import LatentRewardModel
 from reward_models.step_aware import StepAwareModel
 from t2i_align import cli
 from tests.stepwise.harness import trainer
-from tests.training.runs import write_pairs
+from tests.training.runs import contents, write_pairs
 
 
 def run(*words):
@@ -66,8 +66,10 @@ def test_a_latent_reward_model_from_yaml_to_rollout(settings, write, tiny_sdxl, 
     assert model.trunk.unet.mid_block is None and len(model.trunk.unet.down_blocks) == 1
     counter = trainer(tiny_sdxl, {"scorer": {"name": "lrm", "checkpoint": str(folder)}}).steps(1).parts.counter
     assert counter.pairs > 0 and counter.scoring == 0
-    again = run(write(settings))  # finished: measured again, nothing is trained
-    assert again.exit_code == 0 and "Held-out accuracy" in again.output
+    before = contents(tmp_path / "run")
+    again = run(write(settings))
+    assert again.exit_code == 0 and "finished before; nothing was written" in again.output
+    assert "Held-out accuracy: t=1 " in again.output and contents(tmp_path / "run") == before
 
 
 def test_a_step_aware_model_from_yaml_to_rollout(settings, write, head, tiny_sdxl, tmp_path):

@@ -18,6 +18,7 @@ from t2i_align.rewards.training import PairRecords, RewardDataConfig, load_confi
 from tests.data_pkg.make import pickapic, write_parquet
 from tests.reward_models.golden import TOKENIZER
 from tests.reward_models.layouts import mps_config
+from tests.training.runs import contents
 
 from .conftest import tiny_clip_config
 from .test_label import oracle_gaps
@@ -68,7 +69,11 @@ def test_trains_reports_and_resumes(settings, write, tmp_path):
     assert refused.exit_code == 2 and "not empty" in refused.stderr
     refused = run(path, "resume_from_checkpoint=latest")
     assert refused.exit_code == 2 and "max_train_steps: 2 then, 4 now" in refused.stderr
-    assert run(path, "max_train_steps=2", "resume_from_checkpoint=latest").exit_code == 0
+    before = contents(tmp_path / "run")
+    finished = run(path, "max_train_steps=2", "resume_from_checkpoint=latest")
+    assert finished.exit_code == 0 and "finished before; nothing was written" in finished.stdout
+    assert "overall: accuracy" in finished.stdout
+    assert contents(tmp_path / "run") == before
 
 
 def test_interruption_says_how_to_go_on(settings, write, monkeypatch):

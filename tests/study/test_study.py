@@ -110,11 +110,11 @@ def test_a_killed_study_goes_on_where_it_was(settings: dict, tmp_path: Path, mon
     trained: list[str] = []
     real = once.train
 
-    def counted(config):
+    def counted(config, **options):
         trained.append(Path(config.output_dir).parent.name)
         if len(trained) == 2:
             raise KeyboardInterrupt
-        return real(config)
+        return real(config, **options)
 
     monkeypatch.setattr(once, "train", counted)
     study = load(settings, tmp_path)
@@ -229,7 +229,7 @@ def test_a_study_killed_while_judging_goes_on(settings: dict, tmp_path: Path, mo
     (pictures / "manifest.jsonl").write_text(lines[0] + "\n" + lines[1][:20])
     (pictures / "images" / "00002.png").unlink()
     (tmp_path / "study" / "table.json").unlink()
-    monkeypatch.setattr(once, "train", lambda config: pytest.fail("trained again"))
+    monkeypatch.setattr(once, "train", lambda config, **_: pytest.fail("trained again"))
     assert study_run.run(study, quiet, only=["dpo"]).rows["dpo"] == whole
 
 

@@ -98,3 +98,12 @@ def write_scored(pairs: Path) -> Path:
     path = pairs.with_name("scored.parquet")
     pq.write_table(table, path)
     return path
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file of a folder: when it was written, and what it holds."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -17,7 +17,7 @@ from t2i_align.training.once import OtherRunError, train_once
 from t2i_align.training.resume_rules import RULES, Rule
 from t2i_align.training.run import train
 
-from .runs import run_config, write_pairs
+from .runs import contents, run_config, write_pairs
 
 LATEST = {"resume_from_checkpoint": "latest"}
 # A falling schedule, and gradients that are clipped: so that every setting of the optimiser has something to act on.
@@ -266,14 +266,6 @@ def test_steps_made_again_have_one_history(tiny_sd, pairs, half):
         history = json.loads((half / "resumed.json").read_text())
         assert [entry["changed"]["training.learning_rate"] for entry in history] == [{"then": 1e-3, "now": rate}]
         shutil.rmtree(half / "checkpoint-4")
-
-
-def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
-    return {
-        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture
