@@ -32,3 +32,19 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> RewardModelError
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return RewardModelError(f"unknown {kind} '{name}'", fix=f"{hint}choose from: {', '.join(names)}")
+
+
+def nearest_of_many(name: str, known: Iterable[str], shown: int = 3) -> str:
+    """Advice for a name that is not among many, such as ids of users: the nearest of all, never just the first.
+
+    Args:
+        name: that is not known.
+        known: all names.
+        shown: how many are named, at most.
+    """
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=shown, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(near)}? ({len(names)} are known)"
+    some = ", ".join(names[:shown])
+    return f"nothing like it is among the {len(names)} known: {some}{', ...' if len(names) > shown else ''}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reward_models.errors import RewardModelError
+from reward_models.errors import RewardModelError, nearest_of_many
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class PreferencePairs:
             RewardModelError: an unknown user.
         """
         if name not in self.users:
-            raise RewardModelError(f"user '{name}' has no comparisons here", fix=f"one of {list(self.users)[:5]} …")
+            raise RewardModelError(f"user '{name}' has no comparisons here", fix=nearest_of_many(name, self.users))
         rows = self.user == self.users.index(name)
         zeros = torch.zeros(int(rows.sum()), dtype=torch.long)
         return PreferencePairs(self.features, self.index[rows], self.label[rows], zeros, (name,))

@@ -15,7 +15,7 @@ def pair_metrics(inputs: PairErrors, terms: Terms, layout: str) -> dict[str, Ten
     ``e_*, r_*, d_* = e - r``: raw errors, before any timestep weight (groups: the mean; ranked lists: best
     and worst picture). ``margin``: d_l - d_w, or e_l - e_w without a reference; in units of mean squared
     error. ``logit``: z. ``implicit_accuracy``: 1 where the margin favours the winner, 1/2 on a tie.
-    ``rewards/...``: trl's names, in logit units. d_w > 0 while the margin grows is likelihood displacement.
+    ``rewards/...``: trl's names, in logit units. d_w far above 0 while the margin grows is likelihood displacement.
     """
     with torch.no_grad():
         e_w, e_l, r_w, r_l = _two_sides(inputs, layout)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reward_models.errors import nearest_of_many
 from t2i_align.errors import UserError
 from t2i_align.personal.config import PersonalConfig
 from t2i_align.personal.pair_set import PairSet
@@ -87,10 +88,8 @@ class TableEncoder(nn.Module):
         """
         for name in users:
             if name not in self._row:
-                known = ", ".join(list(self._row)[:5])
-                raise UserError(
-                    "The user is not in the table.", name, f"known are {known}, …; fit a new user, or use 'null'"
-                )
+                advice = f"{nearest_of_many(name, self._row)}; or fit a new user, or use 'null'"
+                raise UserError("The user is not in the table.", name, advice)
         return self.table[[self._row[name] for name in users]]
 
 

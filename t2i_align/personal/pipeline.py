@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from reward_models.errors import nearest_of_many
 from t2i_align.errors import UserError
 from t2i_align.personal.adapter import UserAdapter
 from t2i_align.personal.config import NULL_USER
@@ -61,7 +62,8 @@ class Personal:
         if who in self._users:
             return self._users[who]
         if who not in self.names:
-            raise UserError("Unknown user.", who, f"known are {', '.join(self.names[:8])}; add one with personal.add_…")
+            advice = f"{nearest_of_many(who, self.names)}; or add one with personal.add, add_pairs or add_rewards"
+            raise UserError("Unknown user.", who, advice)
         return self._encode([who])
 
     def add(self, name: str, tokens: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from reward_models.errors import nearest_of_many
 from t2i_align.data.pair_source import PairSource
 from t2i_align.data.selection import normalise
 from t2i_align.errors import UserError
@@ -41,7 +42,7 @@ def chosen_users(source: PairSource, user: str | None, shots: int) -> Pairs:
     labels = source.labels()
     everyone = pairs_by_user(source)
     if user is not None and user not in everyone:
-        raise UserError("This user gave no answer.", user, f"known are {', '.join(list(everyone)[:5])} …")
+        raise UserError("This user gave no answer.", user, nearest_of_many(user, everyone))
     if NULL_USER in everyone:
         raise UserError(f"'{NULL_USER}' is the name of the built-in null user.", source.table.address, "rename it")
     pairs = {

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from reward_models.errors import nearest_of_many
 from t2i_align.data.pair_source import PairSource
 from t2i_align.data.sources import open_table
 from t2i_align.errors import UserError
@@ -95,7 +96,7 @@ def answers_of(address: str, user: str | None, ties: bool = False) -> PairSource
         shown = ", ".join(known[:5])
         raise UserError("Whose answers are these?", f"{address} has {len(known)} users: {shown} …", "add #USER")
     if user is not None and user not in known:
-        raise UserError("This user gave no answer.", f"{user}; {address} has {', '.join(known[:5])} …", "name another")
+        raise UserError("This user gave no answer.", f"{user}, of {address}", nearest_of_many(user, known))
     labels = pairs.labels()
     mine = [user is None or name == user for name in users]
     others = [row for row in range(len(users)) if not mine[row] or (labels[row] == 0.5 and not ties)]
@@ -128,8 +129,8 @@ def _one(personal: Personal, who: str) -> Tensor:
         return _from_pairs(personal, who, place, name if mark else None)
     raise UserError(
         "Unknown user.",
-        f"{who}; the adapter knows {', '.join(personal.names[:8])}",
-        "give a known name, pairs.parquet#USER, file.safetensors#NAME, or reward=weight",
+        who,
+        f"{nearest_of_many(who, personal.names)}; or give pairs.parquet#USER, file.safetensors#NAME, or reward=weight",
     )
 
 
@@ -150,7 +151,7 @@ def _from_arrays(personal: Personal, path: str, name: str | None) -> Tensor:
     if name is None and len(arrays) > 1:
         raise UserError("Which user is meant?", f"{path} has {', '.join(list(arrays)[:5])}", "add #NAME")
     if name is not None and name not in arrays:
-        raise UserError("Unknown user.", f"{name}; {path} has {', '.join(list(arrays)[:5])}", "name another")
+        raise UserError("Unknown user.", f"{name}, of {path}", nearest_of_many(name, arrays))
     array = arrays[name] if name is not None else next(iter(arrays.values()))
     if isinstance(personal.adapter.encoder, ExternalEncoder):
         with torch.no_grad():

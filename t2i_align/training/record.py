@@ -47,5 +47,7 @@ class Record:
             self.writer.close()
 
     def _watch(self, values: Mapping[str, Any]) -> bool:
-        d_winner, margin = values.get("d_w"), values.get("margin")
-        return False if d_winner is None or margin is None else self._displacement.update(d_winner, margin)
+        d_winner, margin, reference = (values.get(name) for name in ("d_w", "margin", "r_w"))
+        if d_winner is None or margin is None or reference is None:  # not measured, or not finite
+            return False
+        return self._displacement.update(d_winner, margin, reference)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image, ImageChops
@@ -82,6 +84,18 @@ def test_answers_of_one_user(adapters: dict[str, Path], pairs: Path, tmp_path: P
     assert torch.equal(tokens_of(personal, str(tmp_path / "fitted.safetensors")), first)
     with pytest.raises(UserError, match="Unknown user"):
         tokens_of(personal, f"{tmp_path / 'fitted.safetensors'}#ben")
+
+
+def test_an_unknown_id_is_answered_with_the_nearest_of_all(tmp_path: Path) -> None:
+    table = pq.read_table(write_pairs(tmp_path / "few.parquet", count=30))
+    users = [str(7000 + 13 * index) for index in range(30)]  # 7000, 7013, ..., 7377
+    column = table.schema.get_field_index("user_id")
+    many = tmp_path / "many.parquet"
+    pq.write_table(table.set_column(column, "user_id", pa.array(users)), many)
+    with pytest.raises(UserError, match=r"did you mean 7364 or .*\(30 are known\)"):
+        answers_of(str(many), "7365")
+    with pytest.raises(UserError, match="nothing like it is among the 30 known: 7000, 7013, 7026, ..."):
+        answers_of(str(many), "anna")
 
 
 def test_reward_weights(adapters: dict[str, Path]) -> None:

@@ -94,15 +94,53 @@ def test_accuracy_by_timestep_leaves_empty_bins_out():
     assert {name[-6:]: float(value) for name, value in values.items()} == {"0_of_4": 0.5, "1_of_4": 0.5, "3_of_4": 1.0}
 
 
-def test_displacement_is_a_rising_winner_error_under_a_growing_margin(caplog):
+REFERENCE, NOISE = 0.027, 0.0015  # r_w of the shapes world, and how far d_w of a batch of 32 pairs strays
+
+
+def watched(d_winner: torch.Tensor, margin: torch.Tensor, seed: int = 0) -> list[bool]:
+    """What a watch says of two courses under the noise of batches."""
+    draw = torch.Generator().manual_seed(seed)
+    noisy = [course + NOISE * torch.randn(len(course), generator=draw) for course in (d_winner, margin)]
+    watch = DisplacementWatch()
+    return [watch.update(d, h, REFERENCE) for d, h in zip(noisy[0].tolist(), noisy[1].tolist(), strict=True)]
+
+
+def test_displacement_is_a_winner_far_above_the_reference_under_a_growing_margin(caplog):
     watch = DisplacementWatch(half_window=5)
     with caplog.at_level(logging.WARNING):
-        flags = [watch.update(d_winner=0.01 * step, margin=0.02 * step) for step in range(20)]
-    assert not any(flags[:9]) and flags[-1]
+        flags = [watch.update(0.001 * step, 0.002 * step, 0.031) for step in range(21)]
+    # The later half of steps n-4 .. n has a mean of (n - 2) / 1000, above a third of 0.031 from n = 13 on.
+    assert flags == [step >= 13 for step in range(21)]
     assert sum("displacement" in record.message for record in caplog.records) == 1
+    assert "35 % above" in caplog.text  # 0.011 / 0.031
 
 
 def test_no_displacement_while_the_winner_improves_or_the_margin_shrinks():
     improving, shrinking = DisplacementWatch(5), DisplacementWatch(5)
-    assert not any(improving.update(-0.01 * step, 0.02 * step) for step in range(20))
-    assert not any(shrinking.update(0.01 * step, -0.02 * step) for step in range(20))
+    assert not any(improving.update(-0.01 * step, 0.02 * step, 0.03) for step in range(20))
+    assert not any(shrinking.update(0.01 * step, -0.02 * step, 0.03) for step in range(20))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_healthy_runs_do_not_warn(seed, caplog):
+    steps = torch.arange(2000) / 2000
+    flat, rising = torch.zeros(2000), 0.2 * REFERENCE * steps  # the demo ends at a fifth of r_w, and wins
+    with caplog.at_level(logging.WARNING):
+        assert not any(watched(flat, flat, seed))
+        assert not any(watched(rising, 0.05 * REFERENCE * steps, seed))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_real_displacement_warns_in_time(seed):
+    steps = torch.arange(400) / 400
+    flags = watched(REFERENCE * steps, 0.2 * REFERENCE * steps, seed)  # as lr 10 times the demo's, slower
+    first = flags.index(True)
+    assert 1 / 3 < first / 400 < 1 / 2
+
+
+def test_a_few_wild_batches_are_no_displacement():
+    watch = DisplacementWatch()
+    wild = [0.0] * 60
+    wild[40] = wild[55] = 0.5
+    assert not any(watch.update(d, 0.001 + d / 10, REFERENCE) for d in wild)
