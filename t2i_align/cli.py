@@ -98,9 +98,20 @@ def root(
     _log_to_stderr(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
 
 
+class _ToStderr(logging.StreamHandler[Any]):
+    """Writes to whatever standard error is at the moment; the one of an earlier call in this process may be closed."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:  # type: ignore[override]
+        return sys.stderr
+
+
 def _log_to_stderr(level: int) -> None:
     """Messages of our packages as plain lines, from the main process only; libraries keep their own settings."""
-    handler = logging.StreamHandler()
+    handler = _ToStderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
     for name in ("t2i_align", "reward_models"):
         logger = logging.getLogger(name)

@@ -115,8 +115,9 @@ class Run:
         averaged = self.ema.applied() if self.ema is not None else nullcontext()
         with averaged, self._alone(), evaluating(self.backbone.unet), self.backbone.encoders_here():
             values = self.validation.heldout() if step else {}
-            self.validation.draw(step)
+            grids = self.validation.draw(step)
         self.record.heldout(step, values)
+        self.record.pictures(step, grids)
 
     def export(self) -> Path:
         """Portable weights and model card, from the averaged weights where there are any."""

@@ -38,6 +38,11 @@ class MetricsWriter:
         for tracker in self._trackers:
             tracker.write(step, values)
 
+    def picture(self, step: int, name: str, file: Path) -> None:
+        """Show a picture, which lies in the run folder, in the trackers too."""
+        for tracker in self._trackers:
+            tracker.picture(step, name, file)
+
     def close(self) -> None:
         """Close the file and the trackers."""
         self._file.close()

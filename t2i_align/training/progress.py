@@ -2,48 +2,80 @@
 
 from __future__ import annotations
 
+import logging
+from collections import deque
+
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 SHOWN = {"loss": "loss", "implicit_accuracy": "acc", "margin": "margin", "grad_norm": "grad"}
+PACE_OF = 20  # logged steps over which the pace is taken
 
 
 class Progress:
-    """Progress of the optimiser steps; silent on all but the main process.
+    """Progress of the optimiser steps, with seconds a step and the time left; silent on all but the main process.
 
     Args:
         total: optimiser steps.
-        enabled: whether this process prints.
+        enabled: whether this process prints; ``t2i-align --quiet`` silences it too.
     """
 
     def __init__(self, total: int, enabled: bool) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._total, self._enabled = total, enabled
+        self._total, self._enabled = total, enabled and not _is_quiet()
         self._every = max(1, total // 20)
+        self._pace: deque[tuple[int, float]] = deque(maxlen=PACE_OF)
         self._bar: Bar | None = None
-        if enabled and self._console.is_terminal:
+        if self._enabled and self._console.is_terminal:
             columns = [TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-            columns += [TimeRemainingColumn(), TextColumn("{task.fields[values]}")]
-            self._bar = Bar(*columns, console=self._console)
+            self._bar = Bar(*columns, TextColumn("{task.fields[values]}", markup=False), console=self._console)
             self._task = self._bar.add_task("training", total=total, values="")
             self._bar.start()
 
     def update(self, step: int, values: dict[str, float]) -> None:
-        """Show a logged step."""
-        text = "  ".join(f"{label} {values[name]:.4g}" for name, label in SHOWN.items() if name in values)
+        """Show a logged step; ``seconds`` among its values is the time spent in steps so far."""
+        parts = [f"{label} {values[name]:.4g}" for name, label in SHOWN.items() if name in values]
+        if "seconds" in values:
+            parts += self._timing(step, values["seconds"])
+        text = "  ".join(parts)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, values=text)
         elif self._enabled and (step % self._every == 0 or step in (1, self._total)):
-            self._console.print(f"step {step}/{self._total}  {text}")
+            self._console.print(f"step {step}/{self._total}  {text}", markup=False)
 
     def note(self, text: str) -> None:
         """A line above the bar."""
         if self._enabled:
-            self._console.print(text)
+            self._console.print(text, markup=False)
 
     def close(self) -> None:
         """Stop the live bar and leave it on the screen."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def _timing(self, step: int, seconds: float) -> list[str]:
+        """The pace of the latest steps, and the time that the rest takes at it; validations come on top."""
+        self._pace.append((step, seconds))
+        (first, start), (last, end) = self._pace[0], self._pace[-1]
+        if last == first:
+            return []
+        pace = (end - start) / (last - first)
+        left = self._total - step
+        return [f"{pace:.3g} s/step"] + ([f"{in_words(pace * left)} left"] if left > 0 else [])
+
+
+def in_words(seconds: float) -> str:
+    """``48 s``, ``12 min 5 s``, ``3 h 20 min``."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    parts = (
+        [f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0) + [f"{rest} s"] * (hours == 0 and rest > 0)
+    )
+    return " ".join(parts) or "0 s"
+
+
+def _is_quiet() -> bool:
+    """Whether the command line was told to be: nothing but warnings and results."""
+    return logging.getLogger("t2i_align").level >= logging.WARNING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from t2i_align.training.metrics import DisplacementWatch, MetricsWriter
@@ -34,6 +35,12 @@ class Record:
         if self.writer is not None and values:
             self.writer.write(step, values)
             self.progress.note(f"step {step}: held-out implicit accuracy {values['heldout/implicit_accuracy']:.3f}")
+
+    def pictures(self, step: int, files: Mapping[str, Path]) -> None:
+        """Sample grids by name."""
+        if self.writer is not None:
+            for name, file in files.items():
+                self.writer.picture(step, name, file)
 
     def remember(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Show the watch the steps that a resumed run has made before."""

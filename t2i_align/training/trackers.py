@@ -7,15 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from PIL import Image
+
 from t2i_align.errors import UserError
 
 WANDB_ID_FILE = "wandb_run_id"  # in the run folder: a resumed run goes on in the same place
 
 
 class Tracker(Protocol):
-    """Receives what is logged."""
+    """Receives what is logged: numbers, and files of pictures by name."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def picture(self, step: int, name: str, file: Path) -> None: ...
 
     def close(self) -> None: ...
 
@@ -38,6 +43,11 @@ class TensorBoard:
         """One scalar event per value."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, file: Path) -> None:
+        """A picture file as an image event."""
+        with Image.open(file) as opened:
+            self._writer.add_image(name, np.asarray(opened.convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush the events."""
@@ -66,6 +76,12 @@ class Wandb:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One row."""
         self._run.log(dict(values), step=step)
+
+    def picture(self, step: int, name: str, file: Path) -> None:
+        """A picture file in the row of its step."""
+        import wandb
+
+        self._run.log({name: wandb.Image(str(file))}, step=step)
 
     def close(self) -> None:
         """Mark the run as finished."""

@@ -63,18 +63,25 @@ class Validation:
         }
 
     @torch.no_grad()
-    def draw(self, step: int) -> None:
-        """Write ``samples/step-N.png``, the validation prompts in a grid, once for every user that is shown."""
+    def draw(self, step: int) -> dict[str, Path]:
+        """Write ``samples/step-N.png``, the validation prompts in a grid, once for every user that is shown.
+
+        Returns:
+            The grids this process wrote, by a name that stays the same from step to step.
+        """
+        grids: dict[str, Path] = {}
         validation, rank = self._config.validation, self._accelerator.process_index
         if not validation.validation_prompts:
-            return
+            return grids
         for word, sampling in self._step.validation_users(validation.guidance_scale > 1):
             folder = Path(self._config.output_dir) / "samples" / f"step-{step}{word}"
             with sampling:
                 draw_samples(self._backbone.pipeline(), validation, folder, rank, self._accelerator.num_processes)
             self._accelerator.wait_for_everyone()
             if self._accelerator.is_main_process:
-                compose_grid(folder, validation.validation_prompts, folder.with_name(f"{folder.name}.png"))
+                grids[f"samples{word}"] = folder.with_name(f"{folder.name}.png")
+                compose_grid(folder, validation.validation_prompts, grids[f"samples{word}"])
+        return grids
 
 
 class HeldoutProbe:
