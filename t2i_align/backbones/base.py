@@ -39,6 +39,7 @@ class Backbone(ABC):
     Attributes:
         policy: what `predict` calls; the loop replaces it by the wrapped (distributed) `unet`.
         attention_choice: one sentence, set by `adapt`.
+        told_of_cut_captions: whether it was said that captions are longer than the text encoders read.
 
     Raises:
         UserError: components that do not fit each other, or an unsupported schedule.
@@ -56,6 +57,7 @@ class Backbone(ABC):
         self.schedule = NoiseSchedule(pipeline.scheduler.config)
         self.codec = LatentCodec(self.vae)
         self.attention_choice = ""
+        self.told_of_cut_captions = False
         self.policy: nn.Module | None = self.unet
         self._reference: Reference | None = None
         self._reference_network: nn.Module | None = None

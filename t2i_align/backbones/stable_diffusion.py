@@ -8,6 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from t2i_align.backbones.base import Backbone
+from t2i_align.backbones.captions import cut_in_silence
 from t2i_align.backbones.embeddings import PromptEmbeddings
 from t2i_align.errors import UserError
 
@@ -36,7 +37,8 @@ class StableDiffusion(Backbone):
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> PromptEmbeddings:
         """hidden ``[B, L, D]``; no pooled state."""
-        hidden, _ = self._pipeline.encode_prompt(list(prompts), self.text_encoders[0].device, 1, False)
+        with cut_in_silence():
+            hidden, _ = self._pipeline.encode_prompt(list(prompts), self.text_encoders[0].device, 1, False)
         return PromptEmbeddings(hidden.to(self.device))
 
     def empty_prompt(self, count: int) -> PromptEmbeddings:

@@ -9,6 +9,7 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
 from t2i_align.backbones.base import Backbone
+from t2i_align.backbones.captions import cut_in_silence
 from t2i_align.backbones.embeddings import PromptEmbeddings
 from t2i_align.errors import UserError
 
@@ -49,9 +50,10 @@ class StableDiffusionXL(Backbone):
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> PromptEmbeddings:
         """hidden ``[B, L, D1 + D2]`` (penultimate layers, side by side) and pooled ``[B, P]`` (second encoder)."""
-        hidden, _, pooled, _ = self._pipeline.encode_prompt(
-            list(prompts), device=self.text_encoders[1].device, do_classifier_free_guidance=False
-        )
+        with cut_in_silence():
+            hidden, _, pooled, _ = self._pipeline.encode_prompt(
+                list(prompts), device=self.text_encoders[1].device, do_classifier_free_guidance=False
+            )
         return PromptEmbeddings(hidden, pooled).to(self.device)
 
     def empty_prompt(self, count: int) -> PromptEmbeddings:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from t2i_align.backbones.captions import tell_cut
 from t2i_align.data.cache_pictures import PictureBuilder
 from t2i_align.data.cache_store import CacheStore, key_of, write_shard
 from t2i_align.data.pair_source import PairSource
@@ -149,7 +150,9 @@ def _encode_prompts(
     """Encode the builder's captions that are not cached, a shard at a time."""
     captions = list(dict.fromkeys(caption for source in sources for caption in unique_captions(source)))
     cached = store.captions.has(np.array([key_of(caption) for caption in captions], dtype=np.int64))
-    todo = [caption for caption, there in zip(captions, cached, strict=True) if not there and mine(caption)]
+    new = [caption for caption, there in zip(captions, cached, strict=True) if not there]
+    tell_cut(backbone, new)
+    todo = [caption for caption in new if mine(caption)]
     for start in range(0, len(todo), SHARD_PROMPTS):
         shard = todo[start : start + SHARD_PROMPTS]
         batches = [shard[at : at + PROMPT_BATCH] for at in range(0, len(shard), PROMPT_BATCH)]

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from t2i_align.backbones.captions import tell_cut
 from t2i_align.backbones.embeddings import PromptEmbeddings
 from t2i_align.config.schema import RunConfig
 from t2i_align.data.batch import PairBatch
 from t2i_align.data.cache import ensure_cache
 from t2i_align.data.cache import open_readers as open_cached
+from t2i_align.data.cache_build import unique_captions
 from t2i_align.data.derived import derive
 from t2i_align.data.pair_source import PairSource
 from t2i_align.data.prefetch import Prefetcher
@@ -284,5 +286,6 @@ def open_readers(config: RunConfig, backbone: Backbone) -> tuple[Reader, Reader 
         for source in sources:
             verify(source, config.data.dataloader_num_workers)
         transform = PairTransform.of(config.data, config.seed)
+        tell_cut(backbone, unique_captions(sources[0]))
         readers = [LiveReader(source, transform, backbone) for source in sources]
     return readers[0], readers[1] if len(readers) > 1 else None

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from t2i_align.backbones import Backbone
+from t2i_align.backbones.captions import tell_cut
 from t2i_align.backbones.embeddings import PromptEmbeddings
 from t2i_align.data.sampler import step_indices
 from t2i_align.randomness import addressed_generator
@@ -60,6 +61,7 @@ class RolloutProvider:
         counter: PassCounter,
     ) -> None:
         self._rollout, self._prompts, self._per_rollout = rollout, list(prompts), prompts_per_rollout
+        tell_cut(backbone, self._prompts)
         self._backbone, self._seed, self._accelerator = backbone, seed, accelerator
         self._batch_size, self._accumulation, self._counter = batch_size, accumulation, counter
         size = (resolution, resolution)

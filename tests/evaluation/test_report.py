@@ -220,6 +220,9 @@ def test_displacement_needs_more_than_noise():
     assert displacement(flat)[0] is False
     assert displacement({"d_w": (steps, noise + 5), "margin": (steps, noise + 5)})[0] is True
     assert displacement({"loss": (steps, noise)}) == (False, None)
+    watched = {"d_w": (steps, noise + 5), "margin": (steps, noise + 5), "likelihood_displacement": (steps, 0 * steps)}
+    judged, sentence = displacement(watched)  # the run itself found it small beside the reference's error
+    assert judged is False and "healthy" in sentence
 
 
 def test_missing_pictures_are_confessed(tmp_path):
