@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar, cast
 
+import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
@@ -100,7 +101,9 @@ class UserAdapter(nn.Module):
 
         With user guidance of ratio r, the conditional rows hold ``e(c, 0) + r [e(c, u) - e(c, 0)]``. For r = s_u / s_c
         a pipeline with guidance scale s_c makes ``e(0, 0) + s_c [e(c, 0) - e(0, 0)] + s_u [e(c, u) - e(c, 0)]`` of
-        that. The price is a third pass, of the conditional rows; r = 1 needs none.
+        that. The price is a third pass, of the conditional rows; r = 1 needs none. For the null user e(c, u) is
+        e(c, 0), so those rows are left as they are: the base exactly, where a second pass of other rows would round
+        differently.
 
         Args:
             tokens: ``[R, M, W]`` for R prompts, or one for all; or what makes them, asked at each call. A call with a
@@ -144,13 +147,18 @@ class UserAdapter(nn.Module):
             return None
         rows = (args[0] if args else kwargs["sample"]).shape[0]
         keep = rows // 2 if condition.guided() else rows
+        known = kwargs["cross_attention_kwargs"]["ip_hidden_states"][0][-keep:].ne(0).any(dim=(1, 2))
+        if not known.any():
+            return None
         plain = {name: value for name, value in kwargs.items() if name != "cross_attention_kwargs"}
         given = {name: v for name, v in kwargs["cross_attention_kwargs"].items() if name != "ip_hidden_states"}
         plain["cross_attention_kwargs"] = given or None
         with self.reference():
             base = unet(*last_rows(args, rows, keep), **last_rows(plain, rows, keep))[0]
         sample = output[0].clone()
-        sample[-keep:] = base + condition.ratio() * (sample[-keep:] - base)
+        own = sample[-keep:]
+        guided = base + condition.ratio() * (own - base)
+        sample[-keep:] = torch.where(known.to(own.device).view(-1, 1, 1, 1), guided, own)
         return (sample, *output[1:]) if isinstance(output, tuple) else type(output)(sample=sample)
 
 

@@ -119,6 +119,24 @@ def test_guided_calls_and_user_guidance(pipe):
         torch.testing.assert_close(pipe.unet(**inputs).sample, 2 * own - base, atol=1e-5, rtol=1e-4)
 
 
+def test_the_null_user_is_the_base_exactly_under_user_guidance_too(pipe):
+    """The second pass of the base is of other rows, and may round differently: it must not touch the null user's."""
+    adapter = add_user_adapter(pipe.unet, TABLE)
+    open_up(adapter)
+    inputs = unet_inputs(pipe, rows=4)
+    base = pipe.unet(**inputs).sample
+    calls = []
+    pipe.unet.register_forward_hook(lambda *_: calls.append(1))
+    for guided in (False, True):
+        with adapter.condition(users("null"), guided=guided, ratio=3.0):
+            assert torch.equal(pipe.unet(**inputs).sample, base)
+    assert len(calls) == 2  # no pass more than asked for
+    with adapter.condition(users("null", "anna"), guided=True, ratio=3.0):
+        mixed = pipe.unet(**inputs).sample
+    assert torch.equal(mixed[:3], base[:3])
+    assert not torch.allclose(mixed[3], base[3], atol=1e-3)
+
+
 def test_gradient_checkpointing_recomputes_with_the_same_users(pipe):
     adapter = add_user_adapter(pipe.unet, TABLE)
     open_up(adapter)
