@@ -28,7 +28,8 @@ def test_outputs_and_gradients_are_those_of_the_plain_layer(options, autocast):
         output.float().square().sum().backward()
         results.append((output, inputs.grad))
     for ours, theirs in zip(*results, strict=True):
-        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+        # Another convolution gives the gradient: sums of at most 54 products of order 1, in another order.
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=(2**-5 if autocast else 1e-5))
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -32,7 +32,10 @@ def test_policy_starts_exactly_at_the_reference(
     given = inputs(backbone)
     start = reference_prediction(backbone, given)
     difference = (backbone.predict(**given) - start).abs().max()
-    assert difference == 0 if dtype == torch.float32 else difference < 1e-2
+    # torch multiplies by a weight that wants gradients in other shapes than by a frozen one, so the whole UNet in training
+    # and its frozen copy may round differently: some 60 layers of a few units in the last place each.
+    exact = 1e-5 if model["train"] == "full" else 0
+    assert difference <= (exact if dtype == torch.float32 else 1e-2)
     perturb(backbone)
     assert (backbone.predict(**given) - start).abs().max() > 1e-3
     assert torch.equal(reference_prediction(backbone, given), start)

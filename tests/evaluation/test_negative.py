@@ -30,7 +30,9 @@ def pictures(folder: Path) -> list[Image.Image]:
 
 
 def same(first: list[Image.Image], second: list[Image.Image]) -> bool:
-    return all(ImageChops.difference(a, b).getbbox() is None for a, b in zip(first, second, strict=True))
+    """Up to one level of 255: a network asked about half of a batch rounds differently from one asked about all of it."""
+    differences = [ImageChops.difference(a, b) for a, b in zip(first, second, strict=True)]
+    return all(highest <= 1 for difference in differences for _, highest in difference.getextrema())
 
 
 def test_a_model_as_its_own_negative_is_ordinary_guidance(tiny_sdxl: Path, other: Path, tmp_path: Path) -> None:

@@ -37,14 +37,19 @@ def judged(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pixels(folder: Path, index: int) -> np.ndarray:
-    return np.asarray(Image.open(folder / f"images/{index:05d}.png"))
+    return np.asarray(Image.open(folder / f"images/{index:05d}.png")).astype(int)
+
+
+def same(first: np.ndarray, second: np.ndarray) -> bool:
+    """Up to one level of 255: the way is drawn in other batches than the pictures at its ends."""
+    return np.abs(first - second).max() <= 1
 
 
 def test_the_way_begins_and_ends_at_the_users_own_pictures(judged: Path) -> None:
     for prompt in range(2):
         first, last = (pixels(judged / "_between" / f"anna-{step}", prompt) for step in (0, STEPS - 1))
-        assert (first == pixels(judged / "anna", 2 * prompt)).all()
-        assert (last == pixels(judged / "ben", 2 * prompt)).all() and (first != last).any()
+        assert same(first, pixels(judged / "anna", 2 * prompt)) and same(last, pixels(judged / "ben", 2 * prompt))
+        assert not same(first, last)
     assert not (judged / "_between" / "ben-0").exists()
 
 
