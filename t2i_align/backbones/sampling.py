@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +58,7 @@ class SamplingModel:
 
 
 def load_for_sampling(
-    model: str, base: str | None, dtype: torch.dtype, device: torch.device | str
+    model: str, base: str | None, dtype: torch.dtype, device: torch.device | str, variant: str | None = None
 ) -> DiffusionPipeline:
     """A plain diffusers pipeline, ready to call; what was loaded is logged.
 
@@ -68,11 +68,12 @@ def load_for_sampling(
         base: the pipeline under a LoRA or UNet; None takes the one it was trained on. Whole pipelines do not read it.
         dtype: of the weights.
         device: where it runs.
+        variant: file variant of the pipeline, such as fp16; None is the one that a run recorded of its base.
 
     Raises:
         UserError: not found, damaged, or of another architecture than its base.
     """
-    source = identify_model(model, base)
+    source = identify_model(model, base, variant)
     config = source.base
     folder = resolve_folder(config.pretrained_model_name_or_path, tuple(BACKBONES), config.revision, config.variant)
     index = read_model_index(folder)
@@ -91,12 +92,19 @@ def load_for_sampling(
         return pipeline.to(device)
 
 
-def identify_model(model: str, base: str | None = None) -> SamplingModel:
+def identify_model(model: str, base: str | None = None, variant: str | None = None) -> SamplingModel:
     """Say what `model` is, without loading it; arguments as for `load_for_sampling`.
 
     Raises:
         UserError: nothing that can be sampled from, or a LoRA or UNet whose base is unknown.
     """
+    source = _identify(model, base)
+    if variant is None:
+        return source
+    return replace(source, base=source.base.model_copy(update={"variant": variant}))
+
+
+def _identify(model: str, base: str | None) -> SamplingModel:
     path = Path(model).expanduser()
     if model.startswith(BUILT_IN) or not path.exists():
         return SamplingModel("pipeline", _base(model))

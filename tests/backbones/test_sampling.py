@@ -93,6 +93,20 @@ def test_the_recorded_base_keeps_its_variant_and_vae(tiny_sd: Path, tmp_path: Pa
     assert sample(tmp_path / "run").vae.config._name_or_path == str(tiny_sd / "vae")
 
 
+def test_a_variant_asked_for_goes_before_the_recorded_one(
+    lora_run: tuple[Path, Backbone], tiny_sdxl: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_sdxl, tmp_path / "base"))
+    for path in base.rglob("*.safetensors"):  # zeros under the plain name, the weights under the variant's
+        shutil.copy(path, path.with_suffix(".fp16.safetensors"))
+        save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(path).items()}, path)
+    for model, under in ((str(base), None), (str(lora_run[0]), str(base))):
+        plain, asked = (load_for_sampling(model, under, torch.float32, "cpu", variant) for variant in (None, "fp16"))
+        assert not plain.unet.conv_in.weight.any()
+        assert asked.unet.conv_in.weight.any() and asked.text_encoder_2.text_projection.weight.any()
+        assert "(variant fp16)" in identify_model(model, under, "fp16").description
+
+
 def test_identify_does_not_touch_weights() -> None:
     assert identify_model("owner/model").description == "pipeline owner/model"
     assert identify_model("shapes:base").kind == "pipeline"
