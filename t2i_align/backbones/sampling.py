@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from t2i_align.backbones.fit import check_component, check_fits_base, check_pipeline_weights
 from t2i_align.backbones.folders import BUILT_IN, MODEL_INDEX, read_json, read_model_index, resolve_folder
 from t2i_align.backbones.loading import BACKBONES, load_pipeline, load_vae, loading_errors, quiet_loading
-from t2i_align.backbones.lora_files import LORA_FILE, apply_lora
+from t2i_align.backbones.lora_files import LORA_FILE, PEFT_FILE, apply_lora
 from t2i_align.backbones.pieces import part_files
 from t2i_align.backbones.trainable import TRAINABLE
 from t2i_align.config.schema import ModelConfig
@@ -86,7 +86,8 @@ def load_for_sampling(
     pipeline = load_pipeline(folder, BACKBONES[index["_class_name"]], config.variant, dtype, given)
     loaded = f"{index['_class_name']}: {source.description}"
     if source.kind == "lora" and source.weights is not None:
-        loaded += f", {apply_lora(pipeline, source.weights)} layers adapted"
+        adapted = apply_lora(pipeline, source.weights)
+        loaded += "".join(f", {count} layers adapted in {component}" for component, count in adapted.items())
     logger.info("loaded %s", loaded)
     with quiet_loading():
         return pipeline.to(device)
@@ -116,8 +117,9 @@ def _identify(model: str, base: str | None) -> SamplingModel:
         return SamplingModel("pipeline", _base(model))
     if (path / EXPORT).is_dir():
         path = path / EXPORT
-    if (path / LORA_FILE).is_file():
-        return SamplingModel("lora", _base_of(path, base), path / LORA_FILE)
+    for file in (LORA_FILE, PEFT_FILE):
+        if (path / file).is_file():
+            return SamplingModel("lora", _base_of(path, base), path / file)
     if (path / USER_CONFIG).is_file() and (path / USER_WEIGHTS).is_file():
         return SamplingModel("user", _base_of(path, base), path)
     for folder in (path / "unet", path):

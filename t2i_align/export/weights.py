@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,7 +16,6 @@ from torch import Tensor
 from t2i_align.backbones.adapters import ADAPTER, lora_alpha
 from t2i_align.backbones.base import Backbone
 from t2i_align.backbones.loading import quiet_loading
-from t2i_align.backbones.lora_files import unet_entries
 from t2i_align.config.schema import LoraConfig
 from t2i_align.errors import UserError
 
@@ -72,7 +72,7 @@ def save_kohya(backbone: Backbone, entries: Mapping[str, Tensor], config: LoraCo
         read_back = backbone.pipeline_class.lora_state_dict(
             folder, weight_name=KOHYA_FILE, unet_config=backbone.unet.config
         )[0]
-    lost = sorted(set(entries) - set(unet_entries(read_back)))
+    lost = sorted(set(entries) - set(_peft_keys(read_back)))
     if lost:
         (folder / KOHYA_FILE).unlink()
         raise UserError(
@@ -80,6 +80,11 @@ def save_kohya(backbone: Backbone, entries: Mapping[str, Tensor], config: LoraCo
             ", ".join(lost[:3]),
             "set export.kohya: false, or leave these layers out of model.lora.target_modules",
         )
+
+
+def _peft_keys(state: Mapping[str, Tensor]) -> list[str]:
+    """The denoiser's keys as diffusers reads them, in peft's spelling: ``<layer>.lora_A.weight``."""
+    return list(convert_unet_state_dict_to_peft({name.removeprefix("unet."): state[name] for name in state}))
 
 
 def save_unet(backbone: Backbone, weights: Mapping[str, Tensor], dtype: torch.dtype, folder: Path) -> None:

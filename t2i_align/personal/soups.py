@@ -8,19 +8,19 @@ the sum of the ranks. Averaging A and B apart would multiply every B with every 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import yaml
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from reward_models.files import complete_file
 from t2i_align.backbones import identify_model
 from t2i_align.backbones.lora_files import LORA_FILE
+from t2i_align.backbones.lora_keys import dotted_name
+from t2i_align.backbones.lora_reading import read_lora
 from t2i_align.errors import UserError
 
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
@@ -36,7 +36,7 @@ def merge_loras(models: Mapping[str, float], folder: str | Path) -> Path:
         folder: new, or empty.
 
     Raises:
-        UserError: fewer than two models, something that is no LoRA of this framework, or different bases.
+        UserError: fewer than two models, something that is no LoRA of a denoiser, or different bases.
     """
     if len(models) < 2:
         raise UserError("A soup needs two LoRAs.", f"{len(models)} given", "name them: RUN=WEIGHT RUN=WEIGHT")
@@ -66,7 +66,7 @@ def merge_loras(models: Mapping[str, float], folder: str | Path) -> Path:
 
 
 def stack(parts: list[tuple[Factors, float]]) -> dict[str, Tensor]:
-    """``<layer>.lora_A.weight`` and ``.lora_B.weight`` of the weighted sum, all layers of one rank.
+    """``<layer>.lora_A.weight`` and ``.lora_B.weight`` of the weighted sum.
 
     A layer that one of the LoRAs leaves alone gets zeros for its share.
     """
@@ -75,7 +75,7 @@ def stack(parts: list[tuple[Factors, float]]) -> dict[str, Tensor]:
     for name, (like_down, like_up) in shapes.items():
         downs, ups = [], []
         for part, weight in parts:
-            rank = next(iter(part.values()))[0].shape[0]
+            rank = max(down.shape[0] for down, _ in part.values())
             empty = like_down.new_zeros(rank, *like_down.shape[1:]), _zeros(like_up, rank)
             down, up = part.get(name, empty)
             downs.append(down)
@@ -89,24 +89,23 @@ def _zeros(like: Tensor, rank: int) -> Tensor:
 
 
 def _factors(file: Path) -> Factors:
-    """A and scaled B per layer of a LoRA file that this framework exported.
+    """A and scaled B per layer of a LoRA file.
 
     Raises:
-        UserError: other keys, or magnitudes (DoRA), which are not linear in their weights.
+        UserError: see `read_lora`; or layers of a text encoder, kohya's names, whose dots only the network knows, or
+            magnitudes (DoRA), which are not linear in their weights.
     """
-    state = {name.removeprefix(UNET): tensor.float() for name, tensor in load_file(file).items()}
-    with safe_open(file, "pt") as opened:
-        metadata = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
-    odd = [name for name in state if not name.endswith((DOWN, UP))]
-    if odd or not state:
+    lora = read_lora(file, lambda component, layer: dotted_name(layer) or layer)
+    odd = [
+        layer.spelled
+        for component, layers in lora.items()
+        for name, layer in layers.items()
+        if component != "unet" or dotted_name(name) is None or layer.magnitude is not None
+    ]
+    if odd:
         raise UserError(
             "This LoRA cannot be merged by its factors.",
-            f"{file}: {odd[0] if odd else 'no weights'}",
-            "give exports of t2i-align without DoRA",
+            f"{file}: {odd[0]}",
+            "give LoRAs of the denoiser with diffusers' or peft's keys, such as exports of t2i-align, without DoRA",
         )
-    layers = {name.removesuffix(DOWN) for name in state if name.endswith(DOWN)}
-    rank = {name: state[name + DOWN].shape[0] for name in layers}
-    alpha = metadata.get(f"{UNET}lora_alpha")
-    return {
-        name: (state[name + DOWN], state[name + UP] * ((alpha or rank[name]) / rank[name])) for name in sorted(layers)
-    }
+    return {name: (layer.down.float(), layer.up.float() * layer.scale) for name, layer in sorted(lora["unet"].items())}

@@ -144,7 +144,8 @@ def test_damaged_and_foreign_files(lora_run: tuple[Path, Backbone], tiny_sdxl: P
     save_file({"conv.weight": torch.zeros(1)}, file)
     with pytest.raises(UserError, match="holds no LoRA weights"):
         sample(file, tiny_sdxl)
-    save_file({name.replace("unet.", "text_encoder."): tensor for name, tensor in weights.items()}, file)
+    query = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    save_file({f"{query}.lora_A.weight": torch.ones(2, 16), f"{query}.lora_B.weight": torch.ones(16, 2)}, file)
     with pytest.raises(UserError, match="no weights for the denoiser"):
         sample(file, tiny_sdxl)
     (tmp_path / "lora.bin").touch()
