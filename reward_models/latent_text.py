@@ -79,7 +79,7 @@ class TextTower(nn.Module):
             ids = tokenizer(
                 list(prompts),
                 padding="max_length",
-                max_length=tokenizer.model_max_length,
+                max_length=min(tokenizer.model_max_length, encoder.config.max_position_embeddings),  # it may say 1e30
                 truncation=True,
                 return_tensors="pt",
             ).input_ids

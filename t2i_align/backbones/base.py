@@ -40,6 +40,7 @@ class Backbone(ABC):
         policy: what `predict` calls; the loop replaces it by the wrapped (distributed) `unet`.
         attention_choice: one sentence, set by `adapt`.
         told_of_cut_captions: whether it was said that captions are longer than the text encoders read.
+        variant: of the weight files that were read, set by `load_backbone`; None for the plain ones.
 
     Raises:
         UserError: components that do not fit each other, or an unsupported schedule.
@@ -58,6 +59,7 @@ class Backbone(ABC):
         self.codec = LatentCodec(self.vae)
         self.attention_choice = ""
         self.told_of_cut_captions = False
+        self.variant: str | None = None
         self.policy: nn.Module | None = self.unet
         self._reference: Reference | None = None
         self._reference_network: nn.Module | None = None

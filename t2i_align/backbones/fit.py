@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import torch
 
 from t2i_align.backbones.folders import read_json
-from t2i_align.backbones.weight_files import Shapes, component_files, read_shapes
+from t2i_align.backbones.weight_files import Shapes, component_files, only_variant, read_shapes, weight_files
 from t2i_align.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 3
 IGNORED = ("safety_checker", "feature_extractor", "image_encoder")  # never loaded
@@ -34,6 +37,25 @@ def check_pipeline_weights(folder: Path, model_index: dict[str, Any], variant: s
             _need_one(folder / name, TOKENIZER_FILES)
         elif name == "scheduler":
             _need_one(folder / name, ("scheduler_config.json",))
+
+
+def settle_variant(folder: Path, model_index: dict[str, Any], variant: str | None) -> str | None:
+    """The file variant to read: as asked for, or the only one that a folder without plain weights has, which is logged.
+
+    None where that would be a guess: components without plain weights have several variants, or the variant would also
+    be taken for components that have plain weights. `check_pipeline_weights` then says what there is.
+    """
+    if variant is not None:
+        return variant
+    networks = [name for name, entry in model_index.items() if name in CHECKS and isinstance(entry, list) and entry[1]]
+    found = {name: weight_files(folder / name) for name in networks}
+    lacking = [set(variants) for variants in found.values() if variants and None not in variants]
+    common = set.intersection(*lacking) if lacking else set()
+    only = common.pop() if len(common) == 1 else None
+    if only is None or any(None in variants and only in variants for variants in found.values()):
+        return None
+    logger.warning("%s holds no weights but those of variant %s: reading these", folder, only)
+    return only
 
 
 def check_component(folder: Path, kind: str, variant: str | None = None, needs_variant: bool = False) -> None:
@@ -64,7 +86,7 @@ def check_fits_base(unet: Path, base: Path) -> None:
     Raises:
         UserError: they are not; names keys and shapes.
     """
-    problems = shape_problems(read_shapes(component_files(unet, None, True)), _unet_shapes(base))
+    problems = shape_problems(read_shapes(component_files(unet, only_variant(unet), True)), _unet_shapes(base))
     if problems:
         raise UserError(
             "The UNet belongs to another architecture than the base model.",

@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from t2i_align.backbones.weight_files import weight_files
 from t2i_align.errors import UserError
 
 BUILT_IN = "shapes:"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 MODEL_INDEX = "model_index.json"
+USUAL_VARIANT = "fp16"  # of repositories that have one variant and no plain weights
 
 
 def resolve_folder(
@@ -105,7 +107,10 @@ def _download(name: str, supported: tuple[str, ...], revision: str | None, varia
     try:
         model_index = DiffusionPipeline.load_config(name, revision=revision)
         check_pipeline_class(dict(model_index), supported, name)
-        return Path(DiffusionPipeline.download(name, revision=revision, variant=variant))
+        folder = Path(DiffusionPipeline.download(name, revision=revision, variant=variant))
+        if variant is None and not weight_files(folder / "unet"):  # without a variant its files are left out
+            folder = Path(DiffusionPipeline.download(name, revision=revision, variant=USUAL_VARIANT))
+        return folder
     except (OSError, ValueError) as error:  # every hub error is one of the two
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(

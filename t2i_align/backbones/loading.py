@@ -16,10 +16,11 @@ from safetensors import SafetensorError
 
 from t2i_align.backbones.base import Backbone
 from t2i_align.backbones.codec import codec_dtype
-from t2i_align.backbones.fit import IGNORED, check_component, check_pipeline_weights
+from t2i_align.backbones.fit import IGNORED, check_component, check_pipeline_weights, settle_variant
 from t2i_align.backbones.folders import MODEL_INDEX, read_json, read_model_index, resolve_folder
 from t2i_align.backbones.stable_diffusion import StableDiffusion
 from t2i_align.backbones.stable_diffusion_xl import StableDiffusionXL
+from t2i_align.backbones.weight_files import only_variant
 from t2i_align.config.schema import ModelConfig
 from t2i_align.errors import UserError
 
@@ -62,17 +63,19 @@ def load_backbone(
     device = torch.device(device)
     folder = resolve_folder(config.pretrained_model_name_or_path, tuple(BACKBONES), config.revision, config.variant)
     model_index = read_model_index(folder)
-    check_pipeline_weights(folder, model_index, config.variant)
+    variant = settle_variant(folder, model_index, config.variant)
+    check_pipeline_weights(folder, model_index, variant)
     backbone_class = BACKBONES[model_index["_class_name"]]
     given: dict[str, Any] = {"unet": None} if encoders_only else {}
     if config.pretrained_vae_model_name_or_path is not None:
         vae = load_vae(config.pretrained_vae_model_name_or_path, torch.float32)
         with quiet_loading():
             given["vae"] = vae.to(codec_dtype(vae.config, dtype))
-    pipeline = load_pipeline(folder, backbone_class, config.variant, _dtypes(folder, config, dtype), given)
+    pipeline = load_pipeline(folder, backbone_class, variant, _dtypes(folder, config, dtype), given)
     with quiet_loading():
         pipeline.to(device)
     backbone = backbone_class(pipeline, device, dtype)
+    backbone.variant = variant
     if not encoders_only:
         backbone.adapt(config, needs_reference, needs_features)
         logger.info("attention: %s", backbone.attention_choice)
@@ -104,7 +107,23 @@ def load_pipeline(
     known = pipeline_class.__init__.__annotations__
     components.update({name: value for name, value in options.items() if name in known})
     with quiet_loading(), loading_errors(str(folder)):
-        return pipeline_class.from_pretrained(str(folder), variant=variant, dtype=dtypes, **components)
+        pipeline = pipeline_class.from_pretrained(str(folder), variant=variant, dtype=dtypes, **components)
+    for encoder, tokenizer in zip(backbone_class.text_encoder_names, backbone_class.tokenizer_names, strict=True):
+        limit_length(getattr(pipeline, tokenizer), getattr(pipeline, encoder))
+    return pipeline
+
+
+def limit_length(tokenizer: Any, text_encoder: Any) -> None:
+    """Cut prompts at what the text encoder has positions for.
+
+    A tokenizer without ``model_max_length`` gets 1e30 from transformers: prompts are then neither cut nor padded.
+    """
+    positions = text_encoder.config.max_position_embeddings
+    if tokenizer.model_max_length > positions:
+        logger.warning(
+            "the tokenizer states no length that its text encoder has: prompts are cut at %d tokens", positions
+        )
+        tokenizer.model_max_length = positions
 
 
 def load_vae(name: str, dtype: torch.dtype) -> AutoencoderKL:
@@ -123,9 +142,12 @@ def load_vae(name: str, dtype: torch.dtype) -> AutoencoderKL:
                 f"{folder}: {found}",
                 "give a folder with its config.json and weights, or a hub id",
             )
-        check_component(folder, "vae")
+        variant = only_variant(folder)
+        check_component(folder, "vae", variant)
+        with quiet_loading(), loading_errors(name):
+            return AutoencoderKL.from_pretrained(str(folder), dtype=dtype, variant=variant)
     with quiet_loading(), loading_errors(name):
-        return AutoencoderKL.from_pretrained(str(folder) if folder.is_dir() else name, dtype=dtype)
+        return AutoencoderKL.from_pretrained(name, dtype=dtype)
 
 
 @contextmanager

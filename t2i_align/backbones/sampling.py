@@ -12,12 +12,13 @@ import yaml
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from pydantic import ValidationError
 
-from t2i_align.backbones.fit import check_component, check_fits_base, check_pipeline_weights
+from t2i_align.backbones.fit import check_component, check_fits_base, check_pipeline_weights, settle_variant
 from t2i_align.backbones.folders import BUILT_IN, MODEL_INDEX, read_json, read_model_index, resolve_folder
 from t2i_align.backbones.loading import BACKBONES, load_pipeline, load_vae, loading_errors, quiet_loading
 from t2i_align.backbones.lora_files import LORA_FILE, PEFT_FILE, apply_lora
 from t2i_align.backbones.pieces import part_files
 from t2i_align.backbones.trainable import TRAINABLE
+from t2i_align.backbones.weight_files import only_variant
 from t2i_align.config.schema import ModelConfig
 from t2i_align.errors import UserError
 
@@ -77,13 +78,14 @@ def load_for_sampling(
     config = source.base
     folder = resolve_folder(config.pretrained_model_name_or_path, tuple(BACKBONES), config.revision, config.variant)
     index = read_model_index(folder)
-    check_pipeline_weights(folder, index, config.variant)
+    variant = settle_variant(folder, index, config.variant)
+    check_pipeline_weights(folder, index, variant)
     given: dict[str, Any] = {}
     if source.kind == "unet" and source.weights is not None:
         given["unet"] = _load_unet(source.weights, folder, dtype)
     if config.pretrained_vae_model_name_or_path is not None:
         given["vae"] = load_vae(config.pretrained_vae_model_name_or_path, dtype)
-    pipeline = load_pipeline(folder, BACKBONES[index["_class_name"]], config.variant, dtype, given)
+    pipeline = load_pipeline(folder, BACKBONES[index["_class_name"]], variant, dtype, given)
     loaded = f"{index['_class_name']}: {source.description}"
     if source.kind == "lora" and source.weights is not None:
         adapted = apply_lora(pipeline, source.weights)
@@ -129,10 +131,11 @@ def _identify(model: str, base: str | None) -> SamplingModel:
 
 
 def _load_unet(weights: Path, base: Path, dtype: torch.dtype) -> UNet2DConditionModel:
-    check_component(weights, "unet")
+    variant = only_variant(weights)
+    check_component(weights, "unet", variant)
     check_fits_base(weights, base / "unet")
     with quiet_loading(), loading_errors(str(weights)):
-        return UNet2DConditionModel.from_pretrained(str(weights), dtype=dtype)
+        return UNet2DConditionModel.from_pretrained(str(weights), dtype=dtype, variant=variant)
 
 
 def _base(name: str) -> ModelConfig:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
 from t2i_align.errors import UserError
 
+WRONG_SCHEDULE = "The checkpoint's noise schedule cannot be computed from its configuration."
+FROM_THE_CHECKPOINT = "use the scheduler_config.json that belongs to the weights"
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
@@ -29,15 +33,15 @@ class NoiseSchedule:
         num_train_timesteps: T.
 
     Raises:
-        UserError: a scheduler without betas (flow matching, EDM), or another prediction type.
+        UserError: a scheduler without betas (flow matching, EDM), another prediction type, betas that are no schedule.
     """
 
     def __init__(self, scheduler_config: Mapping[str, Any]) -> None:
         name = scheduler_config.get("_class_name", "unknown")
-        if "beta_schedule" not in scheduler_config and scheduler_config.get("trained_betas") is None:
+        if other := _other_noise(scheduler_config):
             raise UserError(
                 "The checkpoint's scheduler has no beta schedule, so its training noise is not that of a DDPM.",
-                f"scheduler class {name}",
+                f"scheduler class {name}: {other}",
                 "use an epsilon- or v-prediction checkpoint of Stable Diffusion 1.x, 2.x or XL",
             )
         self.prediction_type = str(scheduler_config.get("prediction_type", "epsilon"))
@@ -47,9 +51,13 @@ class NoiseSchedule:
                 f"{self.prediction_type} in the configuration of {name}",
                 f"use a checkpoint with one of: {', '.join(PREDICTION_TYPES)}",
             )
-        self._ddpm = DDPMScheduler.from_config(dict(scheduler_config))
+        try:
+            self._ddpm = DDPMScheduler.from_config(dict(scheduler_config))
+        except (NotImplementedError, TypeError, ValueError) as error:
+            raise UserError(WRONG_SCHEDULE, f"{name}: {error}", FROM_THE_CHECKPOINT) from error
         self.alphas_cumprod = self._ddpm.alphas_cumprod.float().clone()
         self.num_train_timesteps = int(self._ddpm.config.num_train_timesteps)
+        _check_table(self.alphas_cumprod, self.num_train_timesteps)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """``x_t`` ``[B, C, h, w]`` float32 from clean latents and noise of that shape and timesteps ``[B]`` (long)."""
@@ -64,6 +72,40 @@ class NoiseSchedule:
         if self.prediction_type == "v_prediction":
             return self._ddpm.get_velocity(latents.float(), noise.float(), timesteps)
         return latents.float()
+
+
+def _other_noise(config: Mapping[str, Any]) -> str:
+    """Why a scheduler's configuration does not describe variance-preserving noise by betas; empty if it does.
+
+    A file may hold beta fields that its class does not read: diffusers keeps unknown fields when one class's
+    configuration is loaded into another.
+    """
+    if "beta_schedule" not in config and config.get("trained_betas") is None:
+        return "no beta fields"
+    scheduler = getattr(diffusers, str(config.get("_class_name")), None)
+    if scheduler is not None:
+        arguments = inspect.signature(scheduler.__init__).parameters
+        general = any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())  # of a missing package
+        if not general and not {"beta_schedule", "trained_betas"} & set(arguments):
+            return "its beta fields are left over from another class and mean nothing to it"
+    if config.get("use_flow_sigmas"):
+        return "use_flow_sigmas: flow matching"
+    return "timestep_type: continuous, noise levels of EDM" if config.get("timestep_type") == "continuous" else ""
+
+
+def _check_table(signal: Tensor, num_timesteps: int) -> None:
+    """A_t must fall from below 1 to 0 or more, one number per timestep: without any noise the SNR is infinite."""
+    if len(signal) != num_timesteps:
+        found = f"{len(signal)} betas for {num_timesteps} timesteps"
+    elif not bool(torch.isfinite(signal).all()) or float(signal.min()) < 0.0 or bool((signal.diff() >= 0).any()):
+        found = (
+            f"cumulative alphas from {float(signal[0]):g} to {float(signal[-1]):g} that do not fall at every timestep"
+        )
+    elif float(signal.max()) >= 1.0:
+        found = "a timestep without any noise (a beta of 0)"
+    else:
+        return
+    raise UserError(WRONG_SCHEDULE, found, FROM_THE_CHECKPOINT)
 
 
 def _check_integers(timesteps: Tensor) -> None:

@@ -44,6 +44,23 @@ def component_files(folder: Path, variant: str | None, needs_variant: bool) -> l
     """
     if not folder.is_dir():
         raise UserError("A component of the model is missing.", f"no folder {folder}", "copy the whole pipeline folder")
+    by_variant = weight_files(folder)
+    if variant in by_variant:
+        return by_variant[variant]
+    if variant is not None and None in by_variant and not needs_variant:
+        return by_variant[None]
+    present = ", ".join(sorted(name or "(none)" for name in by_variant)) or "no weights at all"
+    raise UserError(
+        f"There are no weights {f'of variant {variant}' if variant else 'without a variant'}.",
+        f"{folder} has: {present}",
+        "set model.variant, or --variant, to one of these (null for none)"
+        if by_variant
+        else "copy the weights into this folder",
+    )
+
+
+def weight_files(folder: Path) -> dict[str | None, list[Path]]:
+    """Variant (None: the plain files) -> its weight files in a component folder; empty without any."""
     by_variant: dict[str | None, list[Path]] = {}
     for suffix in (".safetensors", ".bin"):
         for path in sorted(folder.glob(f"*{suffix}")):
@@ -53,16 +70,13 @@ def component_files(folder: Path, variant: str | None, needs_variant: bool) -> l
                 files = by_variant.setdefault(name, [])
                 if not files or files[0].suffix == suffix:
                     files.append(path)
-    if variant in by_variant:
-        return by_variant[variant]
-    if variant is not None and None in by_variant and not needs_variant:
-        return by_variant[None]
-    present = ", ".join(sorted(name or "(none)" for name in by_variant)) or "no weights at all"
-    raise UserError(
-        f"There are no weights {f'of variant {variant}' if variant else 'without a variant'}.",
-        f"{folder} has: {present}",
-        "set model.variant to one of these (null for none)" if by_variant else "copy the weights into this folder",
-    )
+    return by_variant
+
+
+def only_variant(folder: Path) -> str | None:
+    """The variant of a folder that has one and no plain weights; None otherwise."""
+    variants = list(weight_files(folder))
+    return variants[0] if len(variants) == 1 else None
 
 
 def read_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:

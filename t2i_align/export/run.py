@@ -75,6 +75,7 @@ def export_run(
         save_user_adapter(backbone, weights, dtype, staging)
     else:
         save_unet(backbone, weights, dtype, staging)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"variant": backbone.variant})})
     card = model_card(config, backbone.pipeline_class.__name__, metrics, data_fingerprint, history)
     (staging / "README.md").write_text(card, encoding="utf-8")
     save_resolved(_movable(config), staging / CONFIG_FILE, in_words(history))

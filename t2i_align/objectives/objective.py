@@ -133,11 +133,13 @@ class Objective:
 
     def check_model(self, num_timesteps: int, snr: Tensor, prediction_type: str = "epsilon") -> None:
         """Raise UserError when the checkpoint's schedule (T timesteps, SNR ``[T]``) or parametrisation does not suit
-        the timestep and error slots."""
+        the timestep, error and latents slots; timesteps that are never drawn do not count."""
         self.timestep.check_range(num_timesteps)
         self.timestep.weighting.check_schedule(snr)
         self.timestep.weighting.check_error(self.error.measured_in(prediction_type))
-        self.error.check_schedule(snr)
+        drawn = self.timestep.drawn(num_timesteps)
+        self.error.check_schedule(snr if self.latents.asks_policy else snr[drawn], prediction_type)
+        self.latents.check_schedule(snr, prediction_type)
 
     def __call__(self, inputs: PairErrors) -> ObjectiveOutput:
         """Loss ``[B]`` and metrics of one batch.

@@ -5,6 +5,7 @@ A draw is addressed: a function of (seed, epoch, item id, draw) and of nothing e
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -36,6 +37,10 @@ class Timestep(Choice):
     def pick(self, uniform: float, num_timesteps: int) -> int:
         """The timestep in 0 .. T-1 that one number in [0, 1) stands for."""
         raise NotImplementedError
+
+    def drawn(self, num_timesteps: int) -> list[int]:
+        """The timesteps that can come up, in order."""
+        return list(range(num_timesteps))
 
     def check_range(self, num_timesteps: int) -> None:
         """Raise UserError when the choice names timesteps the schedule does not have."""
@@ -85,6 +90,9 @@ class Range(Timestep):
             raise ValueError(f"low must be below high, got low={self.low}, high={self.high}")
         return self
 
+    def drawn(self, num_timesteps: int) -> list[int]:
+        return list(range(self.low, min(self.high, num_timesteps)))
+
     def check_range(self, num_timesteps: int) -> None:
         _require_at_most("range", self.high, num_timesteps)
 
@@ -113,6 +121,10 @@ class Listed(Timestep):
             _require_positive_sum(self.probabilities)
         return self
 
+    def drawn(self, num_timesteps: int) -> list[int]:
+        frequency = self.probabilities or (1.0,) * len(self.timesteps)
+        return sorted({t for t, share in zip(self.timesteps, frequency, strict=True) if share > 0})
+
     def check_range(self, num_timesteps: int) -> None:
         _require_at_most("listed", max(self.timesteps) + 1, num_timesteps)
 
@@ -135,6 +147,12 @@ class Binned(Timestep):
     def _positive(self) -> Binned:
         _require_positive_sum(self.probabilities)
         return self
+
+    def drawn(self, num_timesteps: int) -> list[int]:
+        bins = len(self.probabilities)
+        positive = [number for number, share in enumerate(self.probabilities) if share > 0]
+        edges = [(number / bins * num_timesteps, (number + 1) / bins * num_timesteps) for number in positive]
+        return sorted({t for low, high in edges for t in range(int(low), math.ceil(high))})
 
     def check_range(self, num_timesteps: int) -> None:
         _require_at_most("binned", len(self.probabilities), num_timesteps)

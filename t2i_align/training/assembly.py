@@ -19,11 +19,13 @@ from t2i_align.export import export_run
 from t2i_align.export.history import in_words, read_history, write_history
 from t2i_align.training.ema import Ema
 from t2i_align.training.environment import ENVIRONMENT, describe_environment, differences, read_environment
+from t2i_align.training.items import LAYOUTS
 from t2i_align.training.loop import Hooks, Loop
 from t2i_align.training.memory import WHOLE, Shares, plan_memory, rest_encoders, rows_of
 from t2i_align.training.metrics import MetricsWriter, read_metrics
 from t2i_align.training.optimisers import absolute_learning_rate, build_optimizer, build_scheduler, effective_batch
-from t2i_align.training.parts import Parts, build_parts
+from t2i_align.training.parts import Parts, build_parts, is_offline
+from t2i_align.training.prediction_check import warn_of_worse_than_zero
 from t2i_align.training.progress import Progress
 from t2i_align.training.record import Record
 from t2i_align.training.reference_errors import precompute_reference
@@ -92,6 +94,7 @@ class Run:
         with self._alone():
             self.validation = Validation(self.config, self.backbone, self.parts, self.accelerator)
             self._look_ahead()
+            self._check_prediction()
         if resume is not None:
             self.saver.restore(resume.checkpoint)
             rows = read_metrics(self.output_dir / "metrics.jsonl")
@@ -154,6 +157,12 @@ class Run:
             assert isinstance(provider, PairProvider) and isinstance(step, PairStep)  # a rule of the configuration
             parts = (self.backbone, self.objective, provider, step, self.accelerator)
             self.record.progress.note(precompute_reference(self.config, *parts))
+
+    def _check_prediction(self) -> None:
+        """Warn when the schedule contradicts the weights; on-policy runs have no real pictures to ask about."""
+        if is_offline(self.config) and isinstance(self.parts.step, PairStep):
+            items = LAYOUTS[self.objective.layout](self.parts.provider.batch(0, 0))
+            warn_of_worse_than_zero(self.backbone, items)
 
     def _open_folder(self, resume: Resumption | None) -> None:
         """Configuration, environment, history and metrics file (main process), and a line that says what begins."""

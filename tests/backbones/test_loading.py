@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import pickle
 import shutil
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
-from t2i_align.backbones import BACKBONES, load_backbone
+from t2i_align.backbones import BACKBONES, load_backbone, load_for_sampling
 from t2i_align.backbones.weight_files import component_files, read_header
 from t2i_align.config.schema import ModelConfig
 from t2i_align.errors import UserError
@@ -137,16 +139,68 @@ def test_harmless_pickles_load_and_others_are_refused(tiny_sd: Path, tmp_path: P
     assert not (tmp_path / "executed").exists()
 
 
-def test_variants(tmp_path: Path) -> None:
+def test_variants(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = make_sd(tmp_path / "sd", dtype=torch.float16)
     for path in folder.rglob("*.safetensors"):
         path.rename(path.with_suffix(".fp16.safetensors"))
-    with pytest.raises(UserError, match="without a variant") as error:
-        load(folder)
-    assert error.value.found.endswith("has: fp16")
-    assert load(folder, variant="fp16").encode_prompt(PROMPTS).hidden.isfinite().all()
+    expected = load(folder, variant="fp16")
+    assert expected.encode_prompt(PROMPTS).hidden.isfinite().all()
+    with caplog.at_level(logging.WARNING, "t2i_align"):
+        found = load(folder)
+    assert "holds no weights but those of variant fp16" in caplog.text
+    assert found.variant == expected.variant == "fp16"
+    assert torch.equal(found.predict(**inputs(found)), expected.predict(**inputs(expected)))
     with pytest.raises(UserError, match="variant bf16"):
         load(folder, variant="bf16")
+
+
+def test_a_variant_is_not_guessed(tmp_path: Path) -> None:
+    folder = make_sd(tmp_path / "sd")
+    for path in folder.rglob("*.safetensors"):
+        shutil.copy(path, path.with_suffix(".fp16.safetensors"))
+        path.rename(path.with_suffix(".ema.safetensors"))
+    with pytest.raises(UserError, match="without a variant") as error:
+        load(folder)
+    assert error.value.found.endswith("has: ema, fp16")
+    for path in folder.rglob("*.ema.safetensors"):  # one variant now; but the VAE has plain weights beside it
+        path.unlink()
+    vae = folder / "vae/diffusion_pytorch_model"
+    shutil.copy(vae.with_suffix(".fp16.safetensors"), vae.with_suffix(".safetensors"))
+    with pytest.raises(UserError, match="without a variant"):
+        load(folder)
+    assert load(folder, variant="fp16").variant == "fp16"
+
+
+def test_hub_repositories_of_one_variant(tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a variant diffusers downloads everything but the weights, and no error."""
+    whole = Path(shutil.copytree(tiny_sd, tmp_path / "whole"))
+    for path in whole.rglob("*.safetensors"):
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    bare = shutil.copytree(whole, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    original = DiffusionPipeline.load_config
+    given = {"_class_name": "StableDiffusionPipeline"}
+    monkeypatch.setattr(
+        DiffusionPipeline, "load_config", lambda name, **o: original(name, **o) if Path(name).is_dir() else given
+    )
+    monkeypatch.setattr(DiffusionPipeline, "download", lambda _, variant, **__: str(whole if variant else bare))
+    assert load(Path("owner/model")).variant == "fp16"
+
+
+def test_tokenizers_that_state_no_length(copy: Path, tiny_sdxl: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("tokenizer", "tokenizer_2"):
+        config = copy / name / "tokenizer_config.json"
+        stated = json.loads(config.read_text())
+        assert stated.pop("model_max_length") == 77
+        config.write_text(json.dumps(stated))
+    long = ["a fox " * 100, "short"]
+    with caplog.at_level(logging.WARNING, "t2i_align"):
+        backbone = load(copy)
+    assert caplog.text.count("prompts are cut at 77 tokens") == 2
+    expected, found = load(tiny_sdxl).encode_prompt(long), backbone.encode_prompt(long)
+    assert torch.equal(found.hidden, expected.hidden) and torch.equal(found.pooled, expected.pooled)
+    assert backbone.encoder_fingerprint() == load(tiny_sdxl).encoder_fingerprint()
+    pipe = load_for_sampling(str(copy), None, torch.float32, "cpu")
+    assert pipe.tokenizer.model_max_length == pipe.tokenizer_2.model_max_length == 77
 
 
 def test_components_without_the_variant_fall_back_to_plain_files(tmp_path: Path) -> None:

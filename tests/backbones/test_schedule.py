@@ -47,11 +47,38 @@ def test_zero_terminal_snr_ends_in_pure_noise() -> None:
         {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000},
         {"_class_name": "EDMEulerScheduler", "sigma_data": 0.5, "prediction_type": "epsilon"},
         {**LINEAR, "prediction_type": "flow_prediction"},
+        {**LINEAR, "_class_name": "EDMEulerScheduler", "sigma_data": 0.5, "prediction_type": "epsilon"},
+        {**LINEAR, "_class_name": "EDMDPMSolverMultistepScheduler", "trained_betas": None},
+        {**LINEAR, "_class_name": "FlowMatchEulerDiscreteScheduler"},
+        {**LINEAR, "_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True},
+        {**LINEAR, "_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"},
     ],
 )
 def test_other_processes_are_refused(config: dict) -> None:
     with pytest.raises(UserError, match=r"prediction|beta schedule"):
         NoiseSchedule(config)
+
+
+@pytest.mark.parametrize("name", ["PNDMScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler", "SomebodysOwn"])
+def test_any_scheduler_of_betas_is_read(name: str) -> None:
+    assert torch.equal(
+        NoiseSchedule({**LINEAR, "_class_name": name}).alphas_cumprod, NoiseSchedule(LINEAR).alphas_cumprod
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({"beta_start": 0.0, "beta_end": 0.1}, "without any noise"),
+        ({"beta_start": 0.5, "beta_end": 1.5}, "do not fall"),
+        ({"trained_betas": [0.1, float("nan"), 0.2, 0.3]}, "do not fall"),
+        ({"trained_betas": [0.1, 0.2]}, "2 betas for 4 timesteps"),
+        ({"beta_schedule": "wavy"}, "wavy"),
+    ],
+)
+def test_betas_that_are_no_schedule(config: dict, found: str) -> None:
+    with pytest.raises(UserError, match=f"noise schedule cannot be computed[\\s\\S]*{found}"):
+        NoiseSchedule({**LINEAR, **config})
 
 
 def test_timesteps_stay_integers() -> None:

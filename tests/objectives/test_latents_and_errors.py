@@ -103,3 +103,16 @@ def test_conversion_refuses_what_it_does_not_know() -> None:
     ones = torch.ones(1, 1)
     with pytest.raises(UserError, match="converts only epsilon and v_prediction"):
         EpsilonError()(Denoised(ones, ones, torch.zeros(1, dtype=torch.long), "flow_prediction", torch.ones(1)))
+
+
+def test_at_a_timestep_without_signal_by_hand() -> None:
+    """v = -x0 and x_t = n there: a velocity off by 0.5 is a clean picture off by 0.5 and says nothing of the noise."""
+    noise, clean = torch.full((1, 1, 2, 2), 3.0), torch.full((1, 1, 2, 2), 2.0)
+    given = {"timesteps": torch.tensor([1]), "snr": torch.tensor([4.0, 0.0]), "noisy": noise}
+    velocity = Denoised(prediction=-clean + 0.5, target=-clean, prediction_type="v_prediction", **given)
+    sample = Denoised(prediction=clean + 0.5, target=clean, prediction_type="sample", **given)
+    squared = {"name": "clean", "huber": 0}
+    assert ERRORS["clean"](**squared)(velocity).item() == pytest.approx(0.25)
+    assert ERRORS["clean"](**squared)(sample).item() == pytest.approx(0.25)
+    assert VelocityError()(velocity).item() == pytest.approx(0.25)
+    assert EpsilonError()(velocity).item() == 0.0

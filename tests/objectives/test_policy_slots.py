@@ -258,6 +258,48 @@ def test_what_the_model_decides_is_refused_before_a_step() -> None:
         build("ncp_dpo").check_model(1000, torch.cat([snr[:-1], torch.zeros(1)]))
 
 
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"error": "prediction"}, ()),
+        ({"error": "epsilon"}, ()),
+        ({"error": "velocity"}, ("epsilon",)),
+        ({"error": "clean"}, ("epsilon",)),
+        ({"error": "perceptual"}, ("epsilon", "v_prediction", "sample")),
+        ({"latents": "ddim_inversion"}, ()),
+        ({"latents": "policy_rollout"}, ("epsilon",)),
+        ({"timestep": {"weighting": "min_snr"}}, ()),
+        ({"timestep": {"weighting": "noise_level"}}, ("epsilon", "v_prediction", "sample")),
+        ({"error": "clean", "timestep": {"name": "range", "high": 999}}, ()),
+        ({"error": "clean", "timestep": {"name": "listed", "timesteps": [999]}}, ("epsilon",)),
+        ({"error": "clean", "timestep": {"name": "binned", "probabilities": [1, 0]}}, ()),
+        ({"error": "clean", "timestep": {"name": "binned", "probabilities": [0, 1]}}, ("epsilon",)),
+    ],
+)
+def test_what_a_timestep_without_signal_leaves_undefined_is_refused(options: dict, refused: tuple[str, ...]) -> None:
+    snr = torch.cat([snr_table(ALPHAS)[:-1], torch.zeros(1)])
+    for prediction_type in ("epsilon", "v_prediction", "sample"):
+        objective = build("dpo", **options)
+        if prediction_type in refused:
+            with pytest.raises(UserError, match=r"signal|positive SNR"):
+                objective.check_model(1000, snr, prediction_type)
+        else:
+            objective.check_model(1000, snr, prediction_type)
+
+
+def test_drawn_timesteps_are_those_that_are_sampled() -> None:
+    for timestep in (
+        {"name": "range", "low": 3, "high": 7},
+        {"name": "listed", "timesteps": [2, 9], "probabilities": [0, 1]},
+        {"name": "binned", "probabilities": [0, 1, 1]},
+        {"name": "geometric", "bins": 5},
+        {"name": "uniform"},
+    ):
+        choice = build("dpo", timestep=timestep).timestep
+        sampled = set(choice.sample(list(range(500)), 0, 0, 0, num_timesteps=10).tolist())
+        assert sampled == set(choice.drawn(10))
+
+
 def test_options_of_a_preset_keep_its_reference() -> None:
     assert build("rethinking_dpo", beta=100).reference.every == 32
     assert build("rethinking_dpo", reference={"every": 8}).reference.limit == 0.005

@@ -87,9 +87,9 @@ def test_min_snr_at_the_ends_of_a_schedule() -> None:
 
 def test_noise_level_refuses_a_schedule_without_signal() -> None:
     objective = build("dpo", timestep={"weighting": "noise_level"})
-    objective.check_model(1000, torch.tensor([2.0, 1.0]))
+    objective.check_model(2, torch.tensor([2.0, 1.0]))
     with pytest.raises(UserError, match="positive SNR"):
-        objective.check_model(1000, torch.tensor([2.0, 0.0]))
+        objective.check_model(2, torch.tensor([2.0, 0.0]))
     with pytest.raises(UserError, match="more timesteps"):
         build("dpo", timestep={"name": "range", "high": 1000}).check_model(10, torch.ones(10))
 

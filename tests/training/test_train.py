@@ -192,7 +192,9 @@ def test_a_non_finite_loss_stops_before_any_update(tiny_sdxl, pairs, tmp_path, m
     def broken(self, *args, **kwargs):
         calls.append(1)
         result = predict(self, *args, **kwargs)
-        return result * float("nan") if len(calls) > 2 else result  # the second step's policy pass
+        return (
+            result * float("nan") if len(calls) > 3 else result
+        )  # after the check of the base, the second step's policy
 
     monkeypatch.setattr(Backbone, "predict", broken)
     with pytest.raises(UserError, match="loss became nan at step 2; no update"):

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from t2i_align.errors import UserError
 from t2i_align.objectives.base import Choice
 
 
@@ -51,8 +52,18 @@ class ErrorMetric(Choice):
         """Parametrisation the errors are measured in, given the checkpoint's."""
         return prediction_type
 
-    def check_schedule(self, snr: Tensor) -> None:
-        """Raise UserError for a noise schedule ``[T]`` on which the error is not defined."""
+    def check_schedule(self, snr: Tensor, prediction_type: str) -> None:
+        """Raise UserError where the error is not defined, given the SNR of every timestep that is drawn."""
+
+
+def refuse_without_signal(snr: Tensor, name: str, why: str) -> None:
+    """Raise UserError if a timestep that is drawn has no signal at all."""
+    if not bool((snr > 0).all()):
+        raise UserError(
+            f"error {name!r} {why}, which some timestep does not have",
+            found="a zero-terminal-SNR schedule",
+            fix="use error: prediction, or leave the last timestep out, such as timestep: {name: range, high: 999}",
+        )
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from t2i_align.errors import UserError
-from t2i_align.objectives.error_metrics.base import Denoised, ErrorMetric, mean_squared_error
+from t2i_align.objectives.error_metrics.base import Denoised, ErrorMetric, mean_squared_error, refuse_without_signal
 from t2i_align.objectives.parametrisation import clean_and_noise
 
 
@@ -74,14 +74,9 @@ class PerceptualError(ErrorMetric):
     def measured_in(self, prediction_type: str) -> str:
         return "features"
 
-    def check_schedule(self, snr: Tensor) -> None:
+    def check_schedule(self, snr: Tensor, prediction_type: str) -> None:
         """A reverse step from pure noise is not defined."""
-        if not bool((snr > 0).all()):
-            raise UserError(
-                "error 'perceptual' takes a reverse step, which a timestep without any signal does not have",
-                found="a zero-terminal-SNR schedule",
-                fix="use error: prediction",
-            )
+        refuse_without_signal(snr, "perceptual", "takes a reverse step from some signal")
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

@@ -8,7 +8,13 @@ from pydantic import Field
 from torch import Tensor
 
 from t2i_align.errors import UserError
-from t2i_align.objectives.error_metrics.base import Denoised, ErrorMetric, masked_mean, mean_squared_error
+from t2i_align.objectives.error_metrics.base import (
+    Denoised,
+    ErrorMetric,
+    masked_mean,
+    mean_squared_error,
+    refuse_without_signal,
+)
 from t2i_align.objectives.parametrisation import clean_and_noise
 
 
@@ -69,6 +75,11 @@ class VelocityError(_Converted):
     def measured_in(self, prediction_type: str) -> str:
         return "v_prediction"
 
+    def check_schedule(self, snr: Tensor, prediction_type: str) -> None:
+        """A noise error says nothing about the velocity where there is only noise."""
+        if prediction_type == "epsilon":
+            refuse_without_signal(snr, "velocity", "divides a noise error by the signal")
+
 
 class CleanError(ErrorMetric):
     """Error of the clean latents that a prediction implies; a pseudo-Huber norm bounds what an outlier counts."""
@@ -95,11 +106,7 @@ class CleanError(ErrorMetric):
     def measured_in(self, prediction_type: str) -> str:
         return "sample"
 
-    def check_schedule(self, snr: Tensor) -> None:
-        """Without any signal a noise prediction implies no clean latents."""
-        if not bool((snr > 0).all()):
-            raise UserError(
-                "error 'clean' divides by the signal, which some timestep does not have",
-                found="a zero-terminal-SNR schedule",
-                fix="use error: prediction",
-            )
+    def check_schedule(self, snr: Tensor, prediction_type: str) -> None:
+        """Without any signal a noise prediction implies no clean latents; the others do."""
+        if prediction_type == "epsilon":
+            refuse_without_signal(snr, "clean", "divides by the signal")

@@ -132,6 +132,9 @@ class Latents(Choice):
         """How its own copy of the policy is kept; None where it has none."""
         return None
 
+    def check_schedule(self, snr: Tensor, prediction_type: str) -> None:
+        """Raise UserError for a noise schedule ``[T]`` on which these latents are not defined."""
+
     def __call__(self, backbone: Denoiser, request: LatentRequest) -> NoisyLatents:
         raise NotImplementedError
 

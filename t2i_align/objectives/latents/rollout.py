@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from t2i_align.errors import UserError
 from t2i_align.objectives.latents.base import LAGGING, Denoiser, Lag, LatentRequest, Latents, NoisyLatents, ask
 from t2i_align.objectives.latents.noise import IndependentNoise
 from t2i_align.objectives.parametrisation import at_level, clean_and_noise
@@ -36,6 +37,9 @@ class PolicyRollout(Latents):
     @property
     def lag(self) -> Lag:
         return Lag(self.sync_steps)
+
+    def check_schedule(self, snr: Tensor, prediction_type: str) -> None:
+        _refuse_noise_from_noise("policy_rollout", snr, prediction_type)
 
     @torch.no_grad()
     def __call__(self, backbone: Denoiser, request: LatentRequest) -> NoisyLatents:
@@ -97,6 +101,9 @@ class TruncatedRollout(Latents):
     def lag(self) -> Lag:
         return Lag(1, self.decay)
 
+    def check_schedule(self, snr: Tensor, prediction_type: str) -> None:
+        _refuse_noise_from_noise("truncated_rollout", snr, prediction_type)
+
     @torch.no_grad()
     def __call__(self, backbone: Denoiser, request: LatentRequest) -> NoisyLatents:
         start = request.timesteps.to(request.latents.device)
@@ -133,3 +140,13 @@ class TruncatedRollout(Latents):
             for item, epoch in zip(request.ids, request.epochs, strict=True)
         ]
         return reached + (torch.tensor(uniforms, device=reached.device) * (num_timesteps - reached)).long()
+
+
+def _refuse_noise_from_noise(name: str, snr: Tensor, prediction_type: str) -> None:
+    """Sampling with a network that names noise divides by the signal, wherever it starts."""
+    if prediction_type == "epsilon" and not bool((snr > 0).all()):
+        raise UserError(
+            f"latents {name!r} sample from a state without any signal, which a noise prediction says nothing about",
+            found="epsilon prediction with a zero-terminal-SNR schedule",
+            fix="use the v-prediction checkpoint that belongs to this schedule, or latents: shared_noise",
+        )
