@@ -128,6 +128,36 @@ def test_files_are_replaced_in_one_place() -> None:
     assert found == {"reward_models/files.py", *MOVES}
 
 
+WRITERS = {"save_file", "save_pretrained", "save_lora_weights"}  # safetensors keeps what they write to its owner
+SHARED_BY = {  # function that writes into a folder -> function that shares or moves the whole folder
+    "t2i_align/backbones/pieces.py:write_pieces": "t2i_align/training/checkpoints.py:_publish",
+    "t2i_align/training/checkpoints.py:_write_rest": "t2i_align/training/checkpoints.py:_publish",
+    "t2i_align/export/weights.py:save_lora": "t2i_align/export/run.py:_publish",
+    "t2i_align/export/weights.py:save_unet": "t2i_align/export/run.py:_publish",
+    "t2i_align/shapes/tokenizer.py:save_tokenizer": "t2i_align/shapes/pretrain.py:write_pipeline",
+}
+
+
+def calls(node: ast.AST) -> set[str]:
+    """Last names of what is called anywhere inside."""
+    found = (call.func for call in ast.walk(node) if isinstance(call, ast.Call))
+    return {function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "") for function in found}
+
+
+def test_everything_written_by_safetensors_is_shared() -> None:
+    """Files that others on the machine cannot read look like any other to whoever wrote them."""
+    functions = {
+        f"{name(path)}:{node.name}": calls(node)
+        for path in SOURCES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef)
+    }
+    shared = {place for place, called in functions.items() if called & {"share", "complete_file"}}
+    writing = {place for place, called in functions.items() if called & WRITERS}
+    assert writing - shared == set(SHARED_BY)
+    assert set(SHARED_BY.values()) <= shared
+
+
 def test_reward_models_stand_alone() -> None:
     for path in SOURCES:
         if path.is_relative_to(ROOT / "reward_models"):

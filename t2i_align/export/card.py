@@ -84,28 +84,31 @@ def _front_matter(config: RunConfig) -> str:
 
 
 def _load_lines(model: ModelConfig, pipeline_class: str) -> str:
-    """Two lines after the imports, for a reader who stands in this folder."""
-    base, imports = repr(model.pretrained_model_name_or_path), [f"from diffusers import {pipeline_class}"]
+    """A few lines after the imports, for a reader who stands in this folder."""
+    base = repr(model.pretrained_model_name_or_path)
+    imports = ["import torch", f"from diffusers import {pipeline_class}"]
     if model.pretrained_model_name_or_path.startswith("shapes:"):
         imports.append("from t2i_align.shapes.assets import resolve")
         base = f"resolve({base})"
     options = "".join(
         f", {name}={value!r}" for name, value in (("revision", model.revision), ("variant", model.variant)) if value
     )
+    options += ", dtype=dtype"
+    lines = ["dtype = torch.float32  # of all parts: transformers would follow a text encoder's own, such as float16"]
     if model.train == "user":
         imports.append("from t2i_align.personal import load_personal")
-        lines = [
+        lines += [
             f"pipe = {pipeline_class}.from_pretrained({base}{options})",
             'personal = load_personal(pipe, ".")',
             "with personal.user(personal.names[-1]):  # names[0] is the null user, the base model",
             '    pipe("a red fox").images[0]',
         ]
     elif model.train == "lora":
-        lines = [f"pipe = {pipeline_class}.from_pretrained({base}{options})", 'pipe.load_lora_weights(".")']
+        lines += [f"pipe = {pipeline_class}.from_pretrained({base}{options})", 'pipe.load_lora_weights(".")']
     else:
-        imports[0] += ", UNet2DConditionModel"
-        lines = [
-            'unet = UNet2DConditionModel.from_pretrained(".", subfolder="unet")',
+        imports[1] += ", UNet2DConditionModel"
+        lines += [
+            'unet = UNet2DConditionModel.from_pretrained(".", subfolder="unet", dtype=dtype)',
             f"pipe = {pipeline_class}.from_pretrained({base}, unet=unet{options})",
         ]
     return "\n".join([*imports, "", *lines])

@@ -13,6 +13,7 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
+from reward_models.files import complete_file
 from t2i_align.backbones.adapters import ADAPTER, lora_alpha
 from t2i_align.backbones.base import Backbone
 from t2i_align.backbones.loading import quiet_loading
@@ -67,19 +68,17 @@ def save_kohya(backbone: Backbone, entries: Mapping[str, Tensor], config: LoraCo
         key = f"lora_unet_{layer.replace('.', '_')}"
         state[f"{key}.{names[part[0]]}.weight"] = tensor
         state[f"{key}.alpha"] = torch.tensor(float(lora_alpha(config)))
-    save_file(state, folder / KOHYA_FILE, metadata={"format": "pt"})
     with quiet_loading():
-        read_back = backbone.pipeline_class.lora_state_dict(
-            folder, weight_name=KOHYA_FILE, unet_config=backbone.unet.config
-        )[0]
+        read_back = backbone.pipeline_class.lora_state_dict(dict(state), unet_config=backbone.unet.config)[0]
     lost = sorted(set(entries) - set(_peft_keys(read_back)))
     if lost:
-        (folder / KOHYA_FILE).unlink()
         raise UserError(
             "Some layers have no name that kohya's spelling can carry.",
             ", ".join(lost[:3]),
             "set export.kohya: false, or leave these layers out of model.lora.target_modules",
         )
+    with complete_file(folder / KOHYA_FILE) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
 
 
 def _peft_keys(state: Mapping[str, Tensor]) -> list[str]:

@@ -12,6 +12,8 @@ import yaml
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from reward_models.files import share
+
 from ..errors import UserError
 from .fitting import Ema
 from .render import contact_sheet
@@ -109,6 +111,7 @@ def _trained_vae(config: PretrainConfig, state: Path, resume: bool) -> Autoencod
         return AutoencoderKL.from_pretrained(finished)
     vae = train_vae(config.vae, state, config.seed, resume)
     vae.save_pretrained(finished)
+    share(finished)
     return vae
 
 
@@ -146,6 +149,7 @@ def write_pipeline(config: PretrainConfig, vae: AutoencoderKL, denoiser: Denoise
         save_tokenizer(denoiser.tokenizer, folder / name)
     for name in ("text_encoder", "text_encoder_2"):
         _declare_float32(folder / name / "config.json")
+    share(folder)
 
 
 def _declare_float32(path: Path) -> None:

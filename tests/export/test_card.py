@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,9 +96,32 @@ def test_the_code_of_the_card_runs(
     assert bool(getattr(namespace["pipe"].unet, "peft_config", {})) is (train == "lora")
 
 
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_the_code_of_the_card_runs_on_sdxl_as_published(
+    train: str, tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its text encoders state float16, which transformers follows, and a float32 UNet crashes. One variant, too."""
+    base = Path(shutil.copytree(tiny_sdxl, tmp_path / "base"))
+    for name in ("text_encoder", "text_encoder_2"):
+        file = base / name / "config.json"
+        config = {key: value for key, value in json.loads(file.read_text()).items() if key != "dtype"}
+        file.write_text(json.dumps({**config, "torch_dtype": "float16"}))
+    for path in base.rglob("*.safetensors"):
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    model = {"train": train}
+    folder = export_run(load(base, **model), tmp_path / "out", run_config(base, model=model), {"loss": 0.5})
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["variant"] == "fp16"
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    monkeypatch.chdir(folder)
+    namespace: dict = {}
+    exec(compile(code, "README.md", "exec"), namespace)
+    namespace["pipe"].set_progress_bar_config(disable=True)
+    assert namespace["pipe"]("a star", num_inference_steps=1, output_type="np").images.shape == (1, 64, 64, 3)
+
+
 def test_code_for_the_built_in_base_and_for_variants() -> None:
     built_in = model_card(run_config("shapes:base"), "StableDiffusionXLPipeline", {})
-    assert "from_pretrained(resolve('shapes:base'))" in built_in
+    assert "from_pretrained(resolve('shapes:base'), dtype=dtype)" in built_in
     assert "from t2i_align.shapes.assets import resolve" in built_in
     variant = model_card(run_config("owner/model", model={"variant": "fp16"}), "StableDiffusionXLPipeline", {})
-    assert "from_pretrained('owner/model', variant='fp16')" in variant
+    assert "from_pretrained('owner/model', variant='fp16', dtype=dtype)" in variant

@@ -135,6 +135,13 @@ def test_exporting_again_replaces_and_leaves_nothing_behind(tiny_sd: Path, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_files_are_readable_to_whom_any_new_file_is(tiny_sd: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    folder = export_run(load(tiny_sd), tmp_path / "out", run_config(tiny_sd, export={"kohya": True}), {})
+    assert (folder / KOHYA).is_file()
+    assert {path.stat().st_mode for path in folder.iterdir()} == {(tmp_path / "new").stat().st_mode}
+
+
 def test_kohya_cannot_carry_dora(tiny_sd: Path, tmp_path: Path) -> None:
     model = {"lora": {"use_dora": True}}
     config = run_config(tiny_sd, model=model, export={"kohya": True})

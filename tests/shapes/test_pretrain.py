@@ -47,6 +47,12 @@ def test_weights_are_half_precision_safetensors(tiny_run: Path) -> None:
     assert (tiny_run / "samples.png").is_file() and (tiny_run / "pretrain.log").stat().st_size > 0
 
 
+def test_files_are_readable_to_whom_any_new_file_is(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode for path in tiny_run.rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "new").stat().st_mode}
+
+
 def test_conditioning_matches_what_the_pipeline_computes(tiny_run: Path, tiny_config: Path) -> None:
     from t2i_align.shapes.unet_training import TIME_IDS, Denoiser
 
