@@ -7,6 +7,7 @@ file is applied or named in an error.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -78,7 +79,10 @@ def check_lora(modules: Mapping[str, Mapping[str, nn.Module]], lora: Lora, file:
 
 @torch.no_grad()
 def put_on(network: nn.Module, layers: Mapping[str, LowRank], adapter: str) -> None:
-    """Add updates to layers as a peft adapter without dropout, in the dtype and on the device of each layer."""
+    """Add updates to layers as a peft adapter without dropout, in the dtype and on the device of each layer.
+
+    Adapters that are there already stay active beside it.
+    """
     config = LoraConfig(
         r=max(layer.rank for layer in layers.values()),
         target_modules=sorted(layers),
@@ -87,14 +91,32 @@ def put_on(network: nn.Module, layers: Mapping[str, LowRank], adapter: str) -> N
         inference_mode=True,
     )
     keys = {f"{name}.lora_A.weight": layer.down for name, layer in layers.items()}  # exact; targets match endings too
-    inject_adapter_in_model(config, network, adapter_name=adapter, state_dict=keys)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter is meant
+        inject_adapter_in_model(config, network, adapter_name=adapter, state_dict=keys)
     for name, layer in layers.items():
         module = network.get_submodule(name)
         if not isinstance(module, LoraLayer):
             raise RuntimeError(f"peft made no adapter for {name}")
         _fill(module, layer, adapter)
+    for module in network.modules():
+        if isinstance(module, LoraLayer):
+            module.set_adapter(list(module.lora_A), inference_mode=True)
     network.eval()
     network._hf_peft_config_loaded = True  # so that the pipeline's fuse_lora and unload_lora_weights know of it
+
+
+def updates_of(network: nn.Module) -> dict[str, LowRank]:
+    """Layer -> the update that `apply_lora` put on it; empty where there is none, or where it was merged."""
+    worn = {}
+    for name, module in network.named_modules():
+        if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
+            magnitude = (
+                module.lora_magnitude_vector[ADAPTER].weight if ADAPTER in module.lora_magnitude_vector else None
+            )
+            down, up = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
+            worn[name] = LowRank(down, up, module.scaling[ADAPTER], magnitude, f"{name}.lora_A.weight")
+    return worn
 
 
 def _fill(module: LoraLayer, layer: LowRank, adapter: str) -> None:

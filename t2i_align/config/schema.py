@@ -130,7 +130,7 @@ class TrainingConfig(Section):
     lr_warmup_steps: NonNegativeInt = Field(0, description="in optimiser steps, whatever the number of processes")
     optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field(
         "adamw",
-        description="adamw_8bit needs bitsandbytes and CUDA; adafactor runs with an absolute learning rate",
+        description="adamw_8bit needs bitsandbytes (CPU: 0.50); adafactor runs with an absolute learning rate",
     )
     adam_beta1: float = Field(0.9, ge=0.0, lt=1.0, description="decay of the first moment")
     adam_beta2: float = Field(0.999, ge=0.0, lt=1.0, description="decay of the second moment")

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from t2i_align.backbones.lora_files import put_on, updates_of
 from t2i_align.errors import UserError
 
 # What two denoisers must share to take the same inputs.
@@ -62,7 +64,29 @@ def merge(negative: nn.Module, positive: nn.Module, base: nn.Module, share: floa
 
     Two models trained apart differ in more than what they were trained for, and guidance amplifies all of it; with the
     positive change in both, only the negative one is between them. The published share is 1.
+
+    A LoRA that the positive model wears (in half precision, where merging it would round it away) is worn by the
+    negative one too, at ``share`` of its strength; whole weights are added up in float32 and rounded once.
+
+    Raises:
+        UserError: a DoRA in half precision, whose change is no sum.
     """
-    changed, initial = dict(positive.named_parameters()), dict(base.named_parameters())
-    for name, parameter in negative.named_parameters():
-        parameter.add_(changed[name] - initial[name], alpha=share)
+    worn = updates_of(positive)
+    both = {**worn, **updates_of(negative)}
+    if worn and any(layer.magnitude is not None for layer in both.values()):
+        raise UserError(
+            "A DoRA cannot be merged into a negative model in half precision.",
+            f"negative_merge {share:g} with adapters that are not merged into their base",
+            "use --dtype fp32, where they are",
+        )
+    changed, initial = _plain(positive), _plain(base)
+    for name, parameter in _plain(negative).items():
+        parameter.copy_(parameter.float() + share * (changed[name].float() - initial[name].float()))
+    if worn:
+        put_on(negative, {name: replace(layer, scale=share * layer.scale) for name, layer in worn.items()}, "positive")
+
+
+def _plain(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of a network under the names they have without adapters."""
+    named = network.named_parameters()
+    return {name.replace(".base_layer.", "."): parameter for name, parameter in named if ".lora_" not in name}

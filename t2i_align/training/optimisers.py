@@ -13,6 +13,8 @@ from t2i_align.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+QUANTISED_FROM = 4096  # bitsandbytes keeps the states of smaller tensors in float32
+
 
 def effective_batch(config: TrainingConfig, num_processes: int) -> int:
     """Pairs per optimiser step over all processes and accumulation steps."""
@@ -67,7 +69,7 @@ def check_optimizer(config: TrainingConfig) -> None:
     """Refuse an optimiser that cannot be had here, before long work.
 
     Raises:
-        UserError: ``adamw_8bit`` without bitsandbytes or without CUDA.
+        UserError: ``adamw_8bit`` without bitsandbytes, or on a CPU that the installed one has no kernels for.
     """
     if config.optimizer != "adamw_8bit":
         return
@@ -78,11 +80,24 @@ def check_optimizer(config: TrainingConfig) -> None:
             "pip install 't2i_align[bitsandbytes]', or use training.optimizer=adamw",
         )
     if not torch.cuda.is_available():
+        _try_8bit_on_the_cpu()
+
+
+def _try_8bit_on_the_cpu() -> None:
+    """One update of enough weights to be kept in 8 bits: bitsandbytes can do it since 0.50, older ones fail in it."""
+    import bitsandbytes
+
+    parameter = torch.nn.Parameter(torch.zeros(2 * QUANTISED_FROM))
+    parameter.grad = torch.ones_like(parameter)
+    try:
+        bitsandbytes.optim.AdamW8bit([parameter]).step()
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            "training.optimizer: adamw_8bit runs on CUDA devices only.",
-            "no CUDA device",
-            "use training.optimizer=adamw",
-        )
+            "training.optimizer: adamw_8bit does not run on the CPU with this bitsandbytes.",
+            f"bitsandbytes {getattr(bitsandbytes, '__version__', 'of unknown version')}: {reason}",
+            "pip install 'bitsandbytes>=0.50', or use training.optimizer=adamw",
+        ) from error
 
 
 def build_scheduler(config: TrainingConfig, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:

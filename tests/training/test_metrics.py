@@ -12,6 +12,7 @@ import torch
 
 from t2i_align.errors import UserError
 from t2i_align.training.metrics import DisplacementWatch, MetricsWriter, logit_quantiles, read_metrics
+from t2i_align.training.optimisers import check_optimizer
 from t2i_align.training.run import train
 from t2i_align.training.summary import accuracy_by_timestep
 from t2i_align.training.trackers import check_trackers
@@ -79,6 +80,31 @@ def test_what_is_not_installed_is_said_before_anything_is_loaded(tmp_path, monke
     ):
         with pytest.raises(UserError, match=f"{package} is not installed"):
             train(run_config(*nowhere, **sections))
+
+
+class Fake8bit(torch.optim.SGD):
+    """In place of bitsandbytes' optimiser, which is an extra."""
+
+    works = True
+
+    def step(self, closure=None):
+        if not self.works:
+            raise RuntimeError("All input tensors need to be on the same GPU\nmore")
+        super().step(closure)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_8bit_adamw_is_tried_on_the_cpu(works, monkeypatch):
+    package = SimpleNamespace(optim=SimpleNamespace(AdamW8bit=Fake8bit), __version__="0.49.2", __spec__=object())
+    monkeypatch.setitem(sys.modules, "bitsandbytes", package)
+    monkeypatch.setattr(Fake8bit, "works", works)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = run_config("m", "p", "r", training={"optimizer": "adamw_8bit"}).training
+    if works:
+        check_optimizer(config)
+    else:
+        with pytest.raises(UserError, match=r"on the CPU with this bitsandbytes[\s\S]*0.49.2: All input [^\n]* GPU\n"):
+            check_optimizer(config)
 
 
 def test_logit_quantiles_by_hand():
