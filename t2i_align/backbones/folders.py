@@ -7,6 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
 from t2i_align.backbones.weight_files import weight_files
 from t2i_align.errors import UserError
 
@@ -112,9 +115,39 @@ def _download(name: str, supported: tuple[str, ...], revision: str | None, varia
             folder = Path(DiffusionPipeline.download(name, revision=revision, variant=USUAL_VARIANT))
         return folder
     except (OSError, ValueError) as error:  # every hub error is one of the two
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(
-            "The model is neither a local folder nor available from the hub.",
-            f"{name}{f' at {revision}' if revision else ''}{f', variant {variant}' if variant else ''}: {reason}",
-            "check the spelling, the network and your access rights, or download it and give the folder",
-        ) from error
+        place = f"{name}{f' at {revision}' if revision else ''}{f', variant {variant}' if variant else ''}"
+        raise hub_error("base model", "model.pretrained_model_name_or_path=FOLDER", place, error) from error
+
+
+def hub_error(what: str, override: str, name: str, error: Exception) -> UserError:
+    """What a failed download means: no network, which diffusers reports as a missing file; or nothing for this user.
+
+    Args:
+        what: the part of the model.
+        override: the key, with what to set it to, that does without the hub.
+        name: the hub id, revision and variant that were asked for.
+        error: what diffusers raised.
+    """
+    if _is_network(error):
+        offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub does not answer"
+        return UserError(
+            f"The {what} is not on this machine, and the network is needed to fetch it.",
+            f"{name}: {offline}, and the local cache does not hold it",
+            f"go online once, or download it elsewhere and set {override}",
+        )
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return UserError(
+        f"The {what} is neither a local folder nor available from the hub.",
+        f"{name}: {reason}",
+        f"check the spelling and your access rights, or download it and set {override}",
+    )
+
+
+def _is_network(error: BaseException | None) -> bool:
+    """Whether the hub could not be asked, by the chain of what was raised."""
+    while error is not None:
+        transport = any(kind.__name__ == "TransportError" for kind in type(error).__mro__)  # of httpx, whichever it is
+        if transport or isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled | ConnectionError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

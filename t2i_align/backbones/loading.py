@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from t2i_align.backbones.base import Backbone
 from t2i_align.backbones.codec import codec_dtype
 from t2i_align.backbones.fit import IGNORED, check_component, check_pipeline_weights, settle_variant
-from t2i_align.backbones.folders import MODEL_INDEX, read_json, read_model_index, resolve_folder
+from t2i_align.backbones.folders import HUB_ID, MODEL_INDEX, hub_error, read_json, read_model_index, resolve_folder
 from t2i_align.backbones.stable_diffusion import StableDiffusion
 from t2i_align.backbones.stable_diffusion_xl import StableDiffusionXL
 from t2i_align.backbones.weight_files import only_variant
@@ -25,6 +25,8 @@ from t2i_align.config.schema import ModelConfig
 from t2i_align.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+VAE_OVERRIDE = "model.pretrained_vae_model_name_or_path=FOLDER (null: the base's own)"
 
 # Pipeline class name in model_index.json -> adapter.
 BACKBONES: dict[str, type[Backbone]] = {
@@ -146,8 +148,13 @@ def load_vae(name: str, dtype: torch.dtype) -> AutoencoderKL:
         check_component(folder, "vae", variant)
         with quiet_loading(), loading_errors(name):
             return AutoencoderKL.from_pretrained(str(folder), dtype=dtype, variant=variant)
+    if not HUB_ID.fullmatch(name):
+        raise UserError("The folder of the VAE does not exist.", str(folder), f"set {VAE_OVERRIDE}, or a hub id")
     with quiet_loading(), loading_errors(name):
-        return AutoencoderKL.from_pretrained(name, dtype=dtype)
+        try:
+            return AutoencoderKL.from_pretrained(name, dtype=dtype)
+        except OSError as error:
+            raise hub_error("VAE", VAE_OVERRIDE, name, error) from error
 
 
 @contextmanager

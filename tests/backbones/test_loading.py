@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
 from t2i_align.backbones import BACKBONES, load_backbone, load_for_sampling
@@ -231,9 +231,38 @@ def test_header_agrees_with_the_file(tiny_sd: Path) -> None:
     assert shapes == {name: tuple(tensor.shape) for name, tensor in load_file(tiny_sd / UNET).items()}
 
 
-def test_hub_failures_are_one_message() -> None:
-    with pytest.raises(UserError, match="nobody/no-such-model at v1: "):
-        load(Path("nobody/no-such-model"), revision="v1")
+def test_what_the_network_keeps_away_is_said_to_be_that(tiny_sd: Path, tmp_path: Path) -> None:
+    """The tests are offline; diffusers then says that a file is missing in the repository."""
+    with pytest.raises(
+        UserError, match=r"base model is not on this machine[\s\S]*nobody/no-such at v1: HF_HUB"
+    ) as error:
+        load(Path("nobody/no-such"), revision="v1")
+    assert error.value.fix.endswith("set model.pretrained_model_name_or_path=FOLDER")
+    vae = {"pretrained_vae_model_name_or_path": "nobody/vae"}
+    with pytest.raises(
+        UserError, match=r"The VAE is not on this machine[\s\S]*nobody/vae: HF_HUB_OFFLINE is set"
+    ) as error:
+        load(tiny_sd, **vae)
+    assert "set model.pretrained_vae_model_name_or_path=FOLDER (null: the base's own)" in error.value.fix
+    with pytest.raises(UserError, match="folder of the VAE does not exist"):
+        load(tiny_sd, pretrained_vae_model_name_or_path=str(tmp_path / "gone"))
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_other_hub_failures_are_not(network: bool, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class ConnectError(type("TransportError", (Exception,), {})):
+        pass
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("owner/m is gated") from (ConnectError() if network else PermissionError())
+
+    monkeypatch.setattr(DiffusionPipeline, "load_config", refuse)
+    monkeypatch.setattr(AutoencoderKL, "from_pretrained", refuse)
+    for folder, vae in ((Path("owner/m"), None), (tiny_sd, "owner/m")):
+        message = "network is needed" if network else "nor available from the hub"
+        with pytest.raises(UserError, match=message) as error:
+            load(folder, pretrained_vae_model_name_or_path=vae)
+        assert ("owner/m is gated" in error.value.found) is not network
 
 
 def test_hub_id_revision_and_variant_are_passed_on(tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
