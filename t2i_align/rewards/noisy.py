@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from reward_models.files import write_json, write_text
 from t2i_align.config.layers import Merged
@@ -75,6 +75,12 @@ class TrainingSection(Section):
     weight_by_prompt: bool = Field(True, description="every prompt counts alike, however many pairs it has")
     mixed_precision: Literal["no", "bf16"] = "no"
     checkpointing_steps: PositiveInt = 500
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: object) -> object:
+        """YAML 1.1 reads an unquoted ``no`` as false."""
+        return "no" if value is False else value
 
 
 class ValidationSection(Section):

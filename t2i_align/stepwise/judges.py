@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -52,6 +54,30 @@ class StepAwareJudge:
 
     def __call__(self, texts: Sequence[str], pictures: Tensor, timesteps: Tensor) -> Tensor:
         return self._model.score(pictures, timesteps, texts)
+
+
+RUN_OF_A_RECIPE = re.compile(
+    r"(?:.*/)?runs/(\w+)-(lrm|spm)/model/?"
+)  # where configs/FAMILY/lrm.yaml and spm.yaml write
+
+
+def check_judge(config: ScorerConfig) -> None:
+    """Refuse a trained judge that is not there, before the model is loaded.
+
+    Raises:
+        UserError: no such folder; names the command that makes it.
+    """
+    folder = resolved(config.checkpoint)
+    if config.name not in ("lrm", "spm") or folder is None or Path(folder).is_dir():
+        return
+    recipe = RUN_OF_A_RECIPE.fullmatch(str(folder))
+    family, kind = (recipe[1], recipe[2]) if recipe else ("sdxl", config.name)
+    makes = "makes it" if recipe else f"and its like make one (sd15, sdxl and shapes have {kind} recipes)"
+    raise UserError(
+        "The judge of the rollouts is not there.",
+        f"rollout.scorer.checkpoint: {config.checkpoint}",
+        f"t2i-align rewards train configs/{family}/{kind}.yaml {makes}; or set rollout.scorer.checkpoint to your own",
+    )
 
 
 def build_scorer(

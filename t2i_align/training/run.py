@@ -18,6 +18,7 @@ from t2i_align.config.schema import RunConfig
 from t2i_align.data.provider import ensure_cache
 from t2i_align.data.sources import has_heldout
 from t2i_align.errors import UserError
+from t2i_align.stepwise.judges import check_judge
 from t2i_align.training.assembly import Run
 from t2i_align.training.datasets import check_source
 from t2i_align.training.memory import measured_bytes
@@ -69,6 +70,8 @@ def train(config: RunConfig, *, may_change: bool = True) -> TrainResult:
     objective = objectives.resolve(config.objective)
     check_trackers(config.report_to)
     check_optimizer(config.training)
+    if config.rollout is not None:
+        check_judge(config.rollout.scorer)
     refuse_early(config, objective)
     accelerator = _accelerator(config)
     resume = plan_resume(config, objective, accelerator.num_processes, may_change=may_change)

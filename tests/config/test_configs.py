@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from t2i_align.compare.config import load_comparison
 from t2i_align.config.layers import file_layers, merge
 from t2i_align.config.loading import load_config
+from t2i_align.errors import UserError
 from t2i_align.objectives.config import resolve
 from t2i_align.rewards.noisy import read_config
 from t2i_align.rewards.personal import read_config as read_personal
+from t2i_align.rewards.training import load_config as load_rewards
 from t2i_align.shapes.world import caption_of, parse_caption
+from t2i_align.stepwise.judges import check_judge
+from t2i_align.study.config import load_study
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NOISY = [path for path in sorted(CONFIGS.glob("*/*.yaml")) if path.stem in ("lrm", "spm")]  # t2i-align rewards train
@@ -50,7 +55,9 @@ def test_the_promised_recipes_exist() -> None:
         "sd15/ppd.yaml",
         "sdxl/ppd.yaml",
     }
-    assert {name(path) for path in NOISY} == {"shapes/lrm.yaml", "shapes/spm.yaml", "sd15/lrm.yaml"}
+    assert {name(path) for path in NOISY} == {
+        f"{of}.yaml" for of in ("shapes/lrm", "shapes/spm", "sd15/lrm", "sdxl/lrm", "sdxl/spm")
+    }
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
@@ -169,6 +176,69 @@ def test_published_latent_reward_model() -> None:
     training = config.training
     assert (training.max_train_steps, training.learning_rate, training.lr_warmup_steps) == (4000, 1e-5, 500)
     assert training.timesteps == list(range(1, 952, 50)) and config.lrm.guidance_scale == 7.5
+
+
+def test_published_noise_aware_judges_of_sdxl() -> None:
+    """arXiv 2502.01051: 8,000 steps, 1,000 warm-up; arXiv 2406.04314: 7,000 steps, 500 warm-up, rates 1e-5 and 1e-6."""
+    latent, pixels = (read_config(merge(CONFIGS / f"sdxl/{kind}.yaml"), "") for kind in ("lrm", "spm"))
+    found = [
+        (c.training.max_train_steps, c.training.lr_warmup_steps, c.training.learning_rate) for c in (latent, pixels)
+    ]
+    assert found == [(8000, 1000, 1e-5), (7000, 500, 1e-6)]
+    assert latent.lrm.guidance_scale == 7.5 and latent.training.timesteps == list(range(1, 952, 50))
+    assert pixels.spm.guidance_scale == load_config(CONFIGS / "sdxl/spo.yaml").rollout.guidance_scale
+    for judge, recipe in ((latent, "lpo"), (pixels, "spo")):
+        policy = load_config(CONFIGS / f"sdxl/{recipe}.yaml")
+        assert policy.rollout.scorer.checkpoint == f"{judge.output_dir}/model"
+        for key in ("pretrained_model_name_or_path", "pretrained_vae_model_name_or_path"):
+            assert getattr(judge.model, key) == getattr(policy.model, key)
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if load_config(path).rollout is not None], ids=name)
+def test_a_missing_judge_names_the_command_that_makes_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scorer = load_config(path).rollout.scorer
+    if scorer.name not in ("lrm", "spm") or scorer.checkpoint.startswith("shapes:"):
+        check_judge(scorer)
+        return
+    with pytest.raises(UserError, match="judge of the rollouts is not there") as error:
+        check_judge(scorer)
+    recipe = error.value.fix.split()[3]
+    assert (
+        recipe == f"configs/{path.parent.name}/{scorer.name}.yaml"
+        and CONFIGS / recipe.removeprefix("configs/") in NOISY
+    )
+
+
+def test_a_missing_judge_of_ones_own(tmp_path: Path) -> None:
+    scorer = load_config(CONFIGS / "sdxl/lpo.yaml", [f"rollout.scorer.checkpoint={tmp_path}/mine"]).rollout.scorer
+    with pytest.raises(UserError, match=r"configs/sdxl/lrm.yaml and its like make one"):
+        check_judge(scorer)
+    (tmp_path / "mine").mkdir()
+    check_judge(scorer)
+
+
+NO_PRECISION = ["training.mixed_precision=no"]  # YAML reads it as false
+
+
+@pytest.mark.parametrize("path", RECIPES + NOISY, ids=name)
+def test_every_recipe_takes_mixed_precision_no(path: Path) -> None:
+    read = load_config(path, NO_PRECISION) if path in RECIPES else read_config(merge(path, NO_PRECISION), str(path))
+    assert read.training.mixed_precision == "no"
+
+
+def test_reward_heads_studies_and_comparisons_take_mixed_precision_no() -> None:
+    for path in (CONFIGS / "shapes/rewards").glob("*.yaml"):
+        if path.stem != "common":
+            assert load_rewards(path, ["mixed_precision=no"]).training.mixed_precision == "no"
+    comparison = load_comparison(CONFIGS / "shapes/compare.yaml", ["overrides=[training.mixed_precision=no]"])
+    assert comparison.config.overrides == NO_PRECISION
+    assert (
+        load_study(CONFIGS / "shapes/study.yaml", [f"run.{NO_PRECISION[0]}"]).run["training"]["mixed_precision"]
+        is False
+    )
 
 
 @pytest.mark.parametrize("path", LAUNCHES, ids=name)
