@@ -33,7 +33,7 @@ def sample(
     guidance_scale: float = GUIDANCE_SCALE,
     batch_size: int = 64,
 ) -> list[Image.Image]:
-    """One picture per prompt; picture i depends on `prompts[i]` and `seeds[i]`, and on the batching only in rounding."""
+    """One picture per prompt; picture i depends on `prompts[i]` and `seeds[i]`; batching may change its last bits."""
     images: list[Image.Image] = []
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
