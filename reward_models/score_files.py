@@ -30,6 +30,7 @@ from reward_models.files import complete_file, write_text
 from reward_models.images import ImageSource
 from reward_models.preprocess import Preprocessor
 from reward_models.scorer import BaseScorer, Prepared, prepare_image, stack_prepared
+from reward_models.text_tables import split_lines
 
 SCHEMA = pa.schema(
     [
@@ -167,7 +168,7 @@ def _failures_file(out: Path) -> Path:
 
 
 def _read_failures(path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return [json.loads(line) for line in split_lines(path.read_text(encoding="utf-8"))] if path.is_file() else []
 
 
 class _Run:

@@ -86,9 +86,9 @@ def join_lines(file: Path) -> None:
     A line that a kill cut short is left out; one that is joined twice after another kill must do no harm.
     """
     for part in parts_of(file):
-        whole = [line for line in part.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        text = part.read_text(encoding="utf-8", errors="replace")  # a kill may cut a character of the last line
         with file.open("a", encoding="utf-8") as stream:
-            stream.writelines(whole)
+            stream.write(text[: text.rfind("\n") + 1])
         part.unlink()
 
 

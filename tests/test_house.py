@@ -164,6 +164,16 @@ def test_reward_models_stand_alone() -> None:
             assert "t2i_align" not in imported(ast.walk(tree(path))), name(path)
 
 
+def test_text_is_read_in_one_place() -> None:
+    """`str.splitlines` breaks lines at U+2028 and its like, which prompts may hold; csv has more ways to be wrong."""
+    for path in SOURCES:
+        readers = {"csv"} & imported(ast.walk(tree(path)))
+        assert not readers or name(path) == "reward_models/text_tables.py", name(path)
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "splitlines":
+                assert ".read" not in ast.unparse(node.func.value), f"{name(path)}:{node.lineno}"
+
+
 def test_torch_load_never_unpickles_code() -> None:
     for path in (*SOURCES, *TESTS):
         for node in ast.walk(tree(path)):

@@ -20,6 +20,7 @@ from typing import Any
 
 from reward_models.errors import RewardModelError
 from reward_models.files import share, write_json, write_text
+from reward_models.text_tables import split_lines
 from reward_models.training.config import RewardTrainingConfig
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -110,7 +111,7 @@ class RunFolder:
         """Create the folder, write the configuration, drop metric rows later than the resumed step."""
         self.write_json("config.json", json.loads(self.config.model_dump_json(by_alias=True)))
         metrics = self.root / "metrics.jsonl"
-        rows = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+        rows = split_lines(metrics.read_text(encoding="utf-8")) if metrics.exists() else []
         kept = [row for row in rows if json.loads(row)["step"] <= resumed_step]
         write_text(metrics, "".join(f"{row}\n" for row in kept))
 

@@ -25,6 +25,7 @@ from t2i_align.data.tables import (
     with_scores,
 )
 from t2i_align.errors import UserError
+from t2i_align.text_tables import json_lines
 
 PREFERRED = {0: 1.0, 1: 0.0, "tie": 0.5}
 
@@ -92,19 +93,12 @@ def read_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of every non-empty line.
 
     Raises:
-        UserError: a line is not a JSON object.
+        UserError: a line is not a JSON object, or the file is not UTF-8 text.
     """
-    with file.open(encoding="utf-8") as lines:
-        for number_, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise line_error(file, number_, "is not JSON", f"{error.msg} at column {error.colno}") from error
-            if not isinstance(row, dict):
-                raise line_error(file, number_, "is not a JSON object", line.strip()[:80])
-            yield number_, row
+    for line, row in json_lines(file):
+        if not isinstance(row, dict):
+            raise line_error(file, line, "is not a JSON object", json.dumps(row)[:80])
+        yield line, row
 
 
 def line_error(file: Path, line: int, what: str, found: str) -> UserError:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from reward_models.text_tables import split_lines
 from t2i_align.errors import UserError
 from t2i_align.evaluation import statistics
 from t2i_align.evaluation.manifest import Picture, read_manifest
@@ -203,7 +204,7 @@ def gains(folder: Path) -> list[Gain]:
     path = folder / RECORD_FILE
     if not path.is_file():
         raise UserError("The folder was not made by best-of-n.", f"no {path}", "run t2i-align generate --best-of N")
-    lines = {row["index"]: row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+    lines = {row["index"]: row for row in map(json.loads, split_lines(path.read_text(encoding="utf-8")))}
     rows = [lines[picture.index] for picture in read_manifest(folder) if picture.index in lines]
     first = {name: np.array([row["rounds"][0][name] for row in rows]) for name in rows[0]["rounds"][0]}
     chooser = next(iter(first))

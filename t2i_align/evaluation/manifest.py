@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from reward_models.files import write_json, write_text
+from reward_models.text_tables import split_lines
 from t2i_align.errors import UserError
 from t2i_align.processes import Processes, join_lines
 
@@ -67,18 +68,23 @@ def read_manifest(folder: str | Path) -> list[Picture]:
     """Pictures of a folder by index; a last line cut short by a kill is left out.
 
     Raises:
-        UserError: there is no manifest.
+        UserError: there is no manifest, or another line of it is broken.
     """
     path = Path(folder) / MANIFEST_FILE
     if not path.is_file():
         raise UserError("The folder holds no generated pictures.", f"no {path}", "run t2i-align generate first")
     pictures = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    text = path.read_text(encoding="utf-8", errors="replace")  # a kill may cut a character, too
+    for number, line in enumerate(split_lines(text), start=1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        picture = Picture(**{field.name: row[field.name] for field in fields(Picture)})
+            picture = Picture(**{field.name: row[field.name] for field in fields(Picture)})
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            if number == text.count("\n") + 1:
+                continue
+            raise UserError(
+                f"{path} line {number} does not describe a picture.", line[:80], "generate into another folder"
+            ) from error
         pictures[picture.index] = picture
     return [pictures[index] for index in sorted(pictures)]
 

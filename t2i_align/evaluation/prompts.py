@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from t2i_align.errors import UserError
 from t2i_align.randomness import address_hash
-
-PROMPT_COLUMNS = ("prompt", "caption", "text")
-"""Column or key that holds the prompt, compared in lower case; the first one present is used."""
+from t2i_align.text_tables import (
+    JSON_SUFFIXES,
+    PROMPT_COLUMNS,
+    TABLE_SUFFIXES,
+    Row,
+    TextTable,
+    find_column,
+    read_table,
+    text_lines,
+)
 
 GROUP_COLUMNS = ("category", "challenge", "style")
 """Columns by which a suite is usually broken down; kept where present."""
@@ -109,80 +114,62 @@ def _open(source: str | Path | PromptSet | Sequence[str]) -> PromptSet:
 
 def read_prompt_file(path: Path) -> PromptSet:
     """Read a ``.txt``, ``.jsonl``, ``.tsv`` or ``.csv`` file, see ``load_prompts``."""
-    if path.suffix.lower() not in _READERS:
-        raise UserError("The kind of prompt file is not known.", path.name, f"use one of {', '.join(sorted(_READERS))}")
-    try:
-        return _READERS[path.suffix.lower()](path)
-    except UnicodeDecodeError as error:
-        raise UserError("The prompt file is not UTF-8 text.", f"{path}: {error}", "save it as UTF-8") from error
+    suffix = path.suffix.lower()
+    if suffix == ".txt":
+        lines = [line.strip() for _, line in text_lines(path)]
+        return PromptSet(path.stem, tuple(line for line in lines if line))
+    if suffix in (*JSON_SUFFIXES, *TABLE_SUFFIXES):
+        return _from_table(read_table(path))
+    known = ", ".join(sorted((".txt", *JSON_SUFFIXES, *TABLE_SUFFIXES)))
+    raise UserError("The kind of prompt file is not known.", path.name, f"use one of {known}")
 
 
-def _read_text(path: Path) -> PromptSet:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    return PromptSet(path.stem, tuple(line for line in lines if line))
+def prompt_of(row: Row, column: str, path: Path, number: int) -> str:
+    """The prompt of a table's row.
+
+    Raises:
+        UserError: it is empty, or no text.
+    """
+    value = row.cells.get(column)
+    found = f"{path} line {row.line}: {row.cells}"[:300]
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise UserError(f"Prompt {number} is empty.", found, f"fill in {column!r} or remove the row")
+    if not isinstance(value, str):
+        raise UserError(f"Prompt {number} is no text but {type(value).__name__}.", found, "write one text per row")
+    return value.strip()
 
 
-def _read_json_lines(path: Path) -> PromptSet:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                "A line of the prompt file is not JSON.",
-                f"{path}, line {number}: {error}",
-                "mend or remove it",
-            ) from error
-        rows.append({"prompt": row} if isinstance(row, str) else row)
-        if not isinstance(rows[-1], dict):
-            raise UserError(
-                "A line of the prompt file is neither a string nor an object.",
-                f"{path}, line {number}: {line[:80]}",
-                'write "a red circle" or {"prompt": "a red circle"}',
-            )
-    return _from_rows(path, rows)
-
-
-def _read_table(path: Path) -> PromptSet:
-    # PartiPrompts holds bare quotation marks inside its fields: a TSV of prompts is not quoted.
-    tabs = path.suffix.lower() == ".tsv"
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        if tabs:
-            return _from_rows(path, list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)))
-        return _from_rows(path, list(csv.DictReader(file)))
-
-
-def _from_rows(path: Path, rows: list[dict]) -> PromptSet:
-    if not rows:
+def _from_table(table: TextTable) -> PromptSet:
+    path = table.path
+    if not table.rows:
         raise UserError("The prompt file is empty.", str(path), "give at least one prompt")
-    rows = [{str(key).lower(): value for key, value in row.items()} for row in rows]
-    column = next((name for name in PROMPT_COLUMNS if name in rows[0]), None)
+    column = table.column(PROMPT_COLUMNS)
     if column is None:
         raise UserError(
             "The prompt file has no prompt column.",
-            f"{path}: {', '.join(rows[0])}",
+            f"{path}: {', '.join(table.columns)}",
             f"name the column one of {', '.join(PROMPT_COLUMNS)}",
         )
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row.get(column), str) or not row[column].strip():
-            raise UserError(f"Prompt {number} is empty.", f"{path}: {row}", f"fill in {column!r} or remove the row")
-    groups = {name: tuple(str(row.get(name) or "") for row in rows) for name in GROUP_COLUMNS if name in rows[0]}
-    return PromptSet(path.stem, tuple(row[column].strip() for row in rows), groups, _users(path, rows))
+    prompts = tuple(prompt_of(row, column, path, number) for number, row in enumerate(table.rows, start=1))
+    found = {name: find_column(table.columns, [name]) for name in GROUP_COLUMNS}
+    groups = {
+        name: tuple(str(row.cells.get(column) or "") for row in table.rows)
+        for name, column in found.items()
+        if column is not None
+    }
+    return PromptSet(path.stem, prompts, groups, _users(table))
 
 
-def _users(path: Path, rows: list[dict]) -> tuple[str, ...]:
-    column = next((name for name in USER_COLUMNS if name in rows[0]), None)
+def _users(table: TextTable) -> tuple[str, ...]:
+    column = table.column(USER_COLUMNS)
     if column is None:
         return ()
-    missing = [number for number, row in enumerate(rows, start=1) if row.get(column) in (None, "")]
+    users = [row.cells.get(column) for row in table.rows]
+    missing = [row.line for row, user in zip(table.rows, users, strict=True) if user in (None, "")]
     if missing:
-        fix = f"fill in {column!r} everywhere, or remove the column"
         raise UserError(
-            "Some prompts belong to nobody.", f"{path}: prompt {missing[0]} and {len(missing) - 1} more", fix
+            "Some prompts belong to nobody.",
+            f"{table.path}: line {missing[0]} and {len(missing) - 1} more",
+            f"fill in {column!r} everywhere, or remove the column",
         )
-    return tuple(str(row[column]) for row in rows)
-
-
-_READERS = {".txt": _read_text, ".jsonl": _read_json_lines, ".tsv": _read_table, ".csv": _read_table}
+    return tuple(map(str, users))

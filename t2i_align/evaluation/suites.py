@@ -14,6 +14,7 @@ from pathlib import Path
 
 from t2i_align.errors import UserError
 from t2i_align.evaluation.prompts import PromptSet, read_prompt_file
+from t2i_align.text_tables import json_lines, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +172,7 @@ def _read_captions(files: list[Path]) -> PromptSet:
 
 def _read_geneval(files: list[Path]) -> PromptSet:
     """GenEval's metadata lines; the task of each prompt stands under ``tag``."""
-    rows = [json.loads(line) for line in files[0].read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [row for _, row in json_lines(files[0])]
     if not all(isinstance(row, dict) and row.get("prompt") and row.get("tag") for row in rows):
         raise UserError(
             "The file is not GenEval's metadata.", f"{files[0]}: lines need prompt and tag", "use its own file"
@@ -181,10 +182,7 @@ def _read_geneval(files: list[Path]) -> PromptSet:
 
 def _read_dpg(files: list[Path]) -> PromptSet:
     """One prompt per item of a table with a row per question; the item's name without its number is its source."""
-    import csv
-
-    with files[0].open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = [row.cells for row in read_table(files[0]).rows]
     if not rows or not {"item_id", "text"} <= set(rows[0]):
         raise UserError("The file is not DPG-Bench's table.", f"{files[0]}: needs item_id and text", "use its own file")
     texts = {row["item_id"]: row["text"].strip() for row in rows}

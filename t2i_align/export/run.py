@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from reward_models.files import share
+from reward_models.text_tables import split_lines
 from t2i_align.backbones.base import Backbone
 from t2i_align.backbones.loading import load_backbone
 from t2i_align.backbones.pieces import part_files
@@ -143,7 +144,7 @@ def last_metrics(path: Path, until: int) -> dict[str, Any]:
     """The last value of each metric logged up to step `until`; empty without a file."""
     if not path.is_file():
         return {}
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [json.loads(line) for line in split_lines(path.read_text(encoding="utf-8")) if line.strip()]
     rows = [row for row in rows if row.get("step", 0) <= until][-LAST_ROWS:]
     return {name: value for row in rows for name, value in row.items()}
 

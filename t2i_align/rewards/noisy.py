@@ -17,6 +17,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from reward_models.files import write_json, write_text
+from reward_models.text_tables import split_lines
 from t2i_align.config.layers import Merged
 from t2i_align.config.problems import from_sections, report
 from t2i_align.config.schema import DataConfig, NonNegativeInt, PositiveInt, Section
@@ -235,7 +236,7 @@ def _append(path: Path, rows: list[dict[str, float]]) -> None:
     """Add rows and empty the list; rows of steps that are run again replace the earlier ones."""
     kept: Sequence[str] = []
     if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = split_lines(path.read_text(encoding="utf-8"))
         kept = [line for line in lines if json.loads(line)["step"] < rows[0]["step"]]
     write_text(path, "".join(f"{line}\n" for line in [*kept, *map(json.dumps, rows)]))
     rows.clear()

@@ -1,15 +1,12 @@
 """Pictures and their prompts for scoring, from a folder, a parquet file or any pair source.
 
-A folder is read with its own ``manifest.jsonl`` (as ``t2i-align generate`` writes) or ``metadata.jsonl`` (``file_name``
-and ``text``), or with a prompt file: a table with a picture column, or one prompt per picture in the order of the
-file names, or a single prompt for all.
+A folder is read with its own ``manifest.jsonl`` (as ``t2i-align generate`` writes), ``metadata.jsonl`` or
+``metadata.csv`` (``file_name`` and ``text``), or with a prompt file: a table with a picture column, or one prompt per
+picture in the natural order of the file names, or a single prompt for all.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -23,16 +20,17 @@ from t2i_align.data.pair_source import PairSource
 from t2i_align.data.pickapic import REQUIRED, picture_bytes
 from t2i_align.data.pictures import UndecodableImage
 from t2i_align.data.sources import open_table, resolve_address
+from t2i_align.data.tables import unique_ids
 from t2i_align.errors import UserError
 from t2i_align.evaluation.manifest import MANIFEST_FILE, read_manifest
-from t2i_align.evaluation.prompts import PROMPT_COLUMNS, load_prompts
+from t2i_align.evaluation.prompts import load_prompts
 from t2i_align.rewards.pairs import encoded_pictures, everything
+from t2i_align.rewards.picture_prompts import picture_files, prompts_of
+from t2i_align.text_tables import PROMPT_COLUMNS, find_column
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-FILE_COLUMNS = ("file_name", "file", "image", "path")
 PICTURE_COLUMNS = ("image", "jpg", "png", "picture", "bytes")
 ID_COLUMNS = ("id", "uid", "key", "__key__")
-METADATA_FILE = "metadata.jsonl"
+METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 SIDES = "ab"
 
 
@@ -73,76 +71,25 @@ def _of_pair(pairs: PairSource, index: int, side: int) -> bytes:
 
 def _is_picture_folder(folder: Path, with_prompts: bool) -> bool:
     """Pictures rather than a pair data set, whose pictures lie beside a table."""
-    if (folder / MANIFEST_FILE).is_file() or (folder / METADATA_FILE).is_file():
+    if any((folder / name).is_file() for name in (MANIFEST_FILE, *METADATA_FILES)):
         return True
     has_table = any(path.suffix in (".parquet", ".arrow", ".jsonl", ".ndjson") for path in folder.iterdir())
-    return (with_prompts or not has_table) and bool(_files(folder))
-
-
-def _files(folder: Path) -> list[str]:
-    """Names of the pictures below a folder, relative to it, sorted."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+    return (with_prompts or not has_table) and bool(picture_files(folder))
 
 
 def _folder(folder: Path, prompts: Path | None) -> list[ScoreItem]:
-    by_file: Mapping[str, str]
+    """Items of a folder; a picture that a table lists twice is two items, ``a.png`` and ``a.png#2``."""
+    metadata = next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
     if prompts is not None:
-        by_file = _prompts_of(folder, _files(folder), prompts)
+        rows = prompts_of(folder, prompts)
     elif (folder / MANIFEST_FILE).is_file():
-        by_file = {picture.file: picture.prompt for picture in read_manifest(folder)}
-    elif (folder / METADATA_FILE).is_file():
-        by_file = _prompts_of(folder, _files(folder), folder / METADATA_FILE)
+        rows = [(picture.file, picture.prompt) for picture in read_manifest(folder)]
+    elif metadata is not None:
+        rows = prompts_of(folder, metadata)
     else:
         raise UserError("The pictures have no prompts.", str(folder), "give a file with --prompts")
-    return [ScoreItem(file, prompt, str(folder / file)) for file, prompt in by_file.items()]
-
-
-def _prompts_of(folder: Path, files: list[str], prompts: Path) -> dict[str, str]:
-    """File name -> prompt, for exactly the pictures of the folder (and listed ones that are missing)."""
-    rows = _table(prompts)
-    column = next((name for name in FILE_COLUMNS if rows and name in rows[0]), None)
-    if column is not None:
-        named = {str(row.get(column)): _prompt(row, prompts) for row in rows}
-        without = [file for file in files if file not in named]
-        if without:
-            raise UserError(
-                f"{len(without)} pictures have no prompt.", f"{', '.join(without[:5])} in {folder}", f"add to {prompts}"
-            )
-        return named
-    texts = load_prompts(prompts).prompts
-    if len(texts) == 1:
-        texts *= len(files)
-    if len(texts) != len(files):
-        raise UserError(
-            "The numbers of pictures and prompts differ.",
-            f"{len(files)} pictures in {folder}, {len(texts)} prompts in {prompts}",
-            f"give one prompt per picture in the order of the file names, one in all, or a {FILE_COLUMNS[0]} column",
-        )
-    return dict(zip(files, texts, strict=True))
-
-
-def _table(path: Path) -> list[dict[str, Any]]:
-    """Rows of a prompt file that may name pictures; none for plain text. Broken files are `load_prompts`' matter."""
-    if not path.is_file() or path.suffix.lower() not in (".jsonl", ".csv", ".tsv"):
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        if path.suffix.lower() == ".jsonl":
-            rows = [json.loads(line) for line in lines if line.strip()]
-        else:
-            tabs = path.suffix.lower() == ".tsv"
-            rows = list(csv.DictReader(lines, delimiter="\t" if tabs else ","))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return []
-    return rows if all(isinstance(row, dict) for row in rows) else []
-
-
-def _prompt(row: Mapping[str, Any], path: Path) -> str:
-    prompt = next((row[name] for name in PROMPT_COLUMNS if name in row), None)
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise UserError("A row has no prompt.", f"{path}: {row}", f"fill in {' or '.join(PROMPT_COLUMNS)}")
-    return prompt.strip()
+    ids = unique_ids([file for file, _ in rows])
+    return [ScoreItem(name, prompt, str(folder / file)) for name, (file, prompt) in zip(ids, rows, strict=True)]
 
 
 def _holds_pairs(path: Path) -> bool:
@@ -160,8 +107,7 @@ def _schema(path: Path) -> pa.Schema:
 
 def _parquet(path: Path, prompts: Path | None) -> list[ScoreItem]:
     names = _schema(path).names
-    picture = next((name for name in PICTURE_COLUMNS if name in names), None)
-    text = next((name for name in PROMPT_COLUMNS if name in names), None)
+    picture, text = find_column(names, PICTURE_COLUMNS), find_column(names, PROMPT_COLUMNS)
     if picture is None or (text is None and prompts is None):
         raise UserError(
             f"{path} holds neither pairs nor pictures with prompts.",
@@ -169,8 +115,8 @@ def _parquet(path: Path, prompts: Path | None) -> list[ScoreItem]:
             f"pictures: a column {', '.join(PICTURE_COLUMNS)}; prompts: {', '.join(PROMPT_COLUMNS)}, or --prompts",
         )
     rows = pq.read_metadata(path).num_rows
-    key = next((name for name in ID_COLUMNS if name in names), None)
-    ids = [str(row) for row in range(rows)] if key is None else map(str, _column(path, key))
+    key = find_column(names, ID_COLUMNS)
+    ids = [str(row) for row in range(rows)] if key is None else unique_ids(list(map(str, _column(path, key))))
     texts = _column(path, str(text)) if prompts is None else list(load_prompts(prompts).prompts)
     if prompts is not None and len(texts) == 1:
         texts *= rows

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from reward_models.text_tables import split_lines
+
 from ..errors import UserError
 
 DATA = Path(__file__).parent / "data"
@@ -51,7 +53,7 @@ def prompts(split: str = "heldout") -> list[str]:
     """The prompts of `split`, train or heldout; the two have none in common."""
     path = DATA / "prompts" / f"{_checked(split)}.txt"
     _require(path, "t2i-align shapes pairs")
-    return path.read_text(encoding="utf-8").splitlines()
+    return split_lines(path.read_text(encoding="utf-8"))
 
 
 def resolve(address: str) -> Path:

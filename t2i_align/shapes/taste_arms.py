@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from reward_models.files import complete_file
+from reward_models.text_tables import split_lines
 from t2i_align.backbones import identify_model, load_for_sampling
 from t2i_align.errors import UserError
 from t2i_align.evaluation.sampling import sample_images
@@ -63,7 +64,7 @@ class Study:
 
     def __init__(self, run: str, data: Path, folder: Path, settings: Settings) -> None:
         self.folder, self.settings, self._run = folder, settings, run
-        texts = (data / "prompts" / "heldout.txt").read_text(encoding="utf-8").splitlines()
+        texts = split_lines((data / "prompts" / "heldout.txt").read_text(encoding="utf-8"))
         self.prompts = texts[: settings.prompts]
         self.seeds = [address_hash(settings.seed, "taste_study", i) % 2**32 for i in range(len(self.prompts))]
         known = json.loads((data / "users.json").read_text(encoding="utf-8"))

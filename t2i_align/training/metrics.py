@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from reward_models.files import write_text
+from reward_models.text_tables import split_lines
 from t2i_align.training.trackers import open_tracker
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All complete lines of a ``metrics.jsonl``; a line cut short by a kill is left out."""
     rows = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in split_lines(path.read_text(encoding="utf-8")):
             try:
                 rows.append(json.loads(line))
             except ValueError:

@@ -111,7 +111,7 @@ def test_pictures_and_prompts_must_fit(folder, tmp_path):
         (None, "no prompts"),
         (tmp_path / "two.txt", "6 pictures .* 2 prompts"),
         (tmp_path / "few.csv", "5 pictures have no prompt"),
-        (tmp_path / "empty.jsonl", "no prompt"),
+        (tmp_path / "empty.jsonl", "Prompt 1 is empty"),
         (tmp_path / "missing.txt", "does not exist"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -174,3 +174,71 @@ def test_nothing_but_broken_pictures_is_an_error(tmp_path):
             str(tmp_path / "pictures"), ["oracle"], tmp_path / "s.parquet", prompts=tmp_path / "prompts.txt", workers=0
         )
     assert not (tmp_path / "s.parquet").exists()
+
+
+def pictures_named(folder, *names):
+    folder.mkdir(exist_ok=True)
+    for seed, name in enumerate(names):
+        picture(seed).save(folder / name)
+    return str(folder)
+
+
+def prompts_by_id(images, table, text):
+    table.write_text(text, encoding="utf-8")
+    return {item.id: item.prompt for item in open_pictures(images, table)}
+
+
+@pytest.mark.parametrize("header", ["filename,prompt", "File_Name,Prompt", "IMAGE,text", "Path,Caption", "file name,x"])
+def test_headers_in_any_spelling(tmp_path, header):
+    images = pictures_named(tmp_path / "pictures", "a.png", "b.png", "c.png")
+    text = f"{header.replace(',x', ',TEXT')}\nc.png,three\na.png,one\nb.png,two\n"
+    found = prompts_by_id(images, tmp_path / "p.csv", text)
+    assert found == {"a.png": "one", "b.png": "two", "c.png": "three"}
+
+
+def test_paths_are_those_of_the_table_or_the_folder(tmp_path):
+    images = pictures_named(tmp_path / "pictures", "a.png", "b.png")
+    found = prompts_by_id(images, tmp_path / "p.csv", f"path,prompt\npictures/b.png,two\n{images}/a.png,one\n")
+    assert found == {"a.png": "one", "b.png": "two"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bild,prompt\nb.png,two\na.png,one\n", "Column 'bild' .* seems to name pictures"),
+        ("key,prompt\nb,two\na,one\n", "Column 'key' .* seems to name pictures"),
+        ("file,second,prompt\na.png,b.png,one\nb.png,a.png,two\n", "Column 'second' .* seems to name pictures"),
+        ("file,prompt\na.png,one\n,two\n", "Row 2 names no picture"),
+        ("file_name,prompt\na.png,one, two\nb.png,three\n", "line 2 .* 3 fields, 2 columns"),
+    ],
+)
+def test_names_that_would_not_be_read_are_refused(tmp_path, text, message):
+    images = pictures_named(tmp_path / "pictures", "a.png", "b.png")
+    with pytest.raises(UserError, match=message):
+        prompts_by_id(images, tmp_path / "p.csv", text)
+
+
+def test_columns_that_agree_are_no_doubt(tmp_path):
+    images = pictures_named(tmp_path / "pictures", "a.png", "b.png")
+    text = "file_name,source,key,prompt\nb.png,/data/b.png,1,two\na.png,/data/a.png,0,one\n"
+    assert prompts_by_id(images, tmp_path / "p.csv", text) == {"a.png": "one", "b.png": "two"}
+    assert prompts_by_id(images, tmp_path / "q.csv", "key,prompt\na,one\nb,two\n") == {"a.png": "one", "b.png": "two"}
+
+
+def test_numbered_files_are_in_the_order_of_their_numbers(tmp_path, caplog):
+    images = pictures_named(tmp_path / "pictures", *(f"{index}.png" for index in range(12)))
+    (tmp_path / "p.txt").write_text("".join(f"prompt {index}\n" for index in range(12)))
+    items = open_pictures(images, tmp_path / "p.txt")
+    assert [(item.id, item.prompt) for item in items] == [(f"{i}.png", f"prompt {i}") for i in range(12)]
+    assert "order of their numbers" in caplog.text
+
+
+def test_a_picture_listed_twice_is_scored_twice(tmp_path):
+    images = pictures_named(tmp_path / "pictures", "a.png")
+    (tmp_path / "p.csv").write_text("file_name,prompt\na.png,a red circle\na.png,a blue square\n")
+    scoring.score(images, ["oracle"], tmp_path / "s.parquet", prompts=tmp_path / "p.csv", workers=0)
+    rows = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    prompts = ["a red circle", "a blue square"]
+    expected = Oracle().score(prompts, [picture(0), picture(0)])["overall"]
+    assert [(row["id"], row["prompt"]) for row in rows] == list(zip(["a.png", "a.png#2"], prompts, strict=True))
+    assert [row["score"] for row in rows] == pytest.approx([float(value) for value in expected])

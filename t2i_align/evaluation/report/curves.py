@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
+from reward_models.text_tables import split_lines
 from t2i_align.errors import UserError
 from t2i_align.evaluation.report.charts import Series, line_chart, short, smooth
 
@@ -160,7 +161,7 @@ def read_run(model: str, folder: str | Path) -> RunFolder:
 def read_columns(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Metric -> (steps, values) of a ``metrics.jsonl``; a cut last line is left out and null becomes NaN."""
     collected: dict[str, list[tuple[float, float]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in split_lines(path.read_text(encoding="utf-8")):
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
