@@ -31,6 +31,12 @@ TABLE_SUFFIXES = (".csv", ".tsv")
 PROMPT_COLUMNS = ("prompt", "caption", "text")
 """What a column of prompts may be called; the first one present is read."""
 
+FILE_COLUMNS = (
+    *("file_name", "file", "image", "path", "file_path", "image_file", "image_path", "image_name"),
+    *("picture", "picture_file", "img", "img_path"),
+)
+"""What a column of names of picture files may be called."""
+
 _BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _BOM = b"\xef\xbb\xbf"
 _FIELD_LIMIT = 2**24  # the csv module stops at 128 KiB, and a base64 picture is longer

@@ -10,6 +10,7 @@ from typing import Any
 from reward_models import text_tables
 from reward_models.errors import RewardModelError
 from reward_models.text_tables import (
+    FILE_COLUMNS,
     JSON_SUFFIXES,
     PROMPT_COLUMNS,
     TABLE_SUFFIXES,
@@ -22,6 +23,7 @@ from reward_models.text_tables import (
 from t2i_align.errors import UserError
 
 __all__ = [
+    "FILE_COLUMNS",
     "JSON_SUFFIXES",
     "PROMPT_COLUMNS",
     "TABLE_SUFFIXES",

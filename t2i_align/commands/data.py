@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from t2i_align.config.schema import DataConfig
 
 YAML_SUFFIXES = (".yaml", ".yml")
-SOURCE_HELP = "Parquet file or folder, dataset folder or hub id, JSONL file, or shapes:pairs."
+FORMATS = ("auto", "pickapic", "jsonl", "ranked", "table", "folders")
+SOURCE_HELP = (
+    "Parquet file or folder, dataset folder or hub id, JSONL, CSV or TSV file, folder with chosen/ and rejected/, or "
+    "shapes:pairs."
+)
 app = typer.Typer(help="Check, cache and convert preference pairs.", no_args_is_help=True)
 
 
@@ -69,8 +73,12 @@ def cache(config: ConfigFile, overrides: Overrides = None) -> None:
 def convert(
     source: Annotated[str, typer.Argument(help=SOURCE_HELP, show_default=False)],
     output: Annotated[Path, typer.Argument(help="A new .parquet file.", show_default=False)],
-    layout: Annotated[str, typer.Option("--format", help="auto, pickapic, jsonl or ranked.")] = "auto",
+    layout: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "auto",
     split: Annotated[str, typer.Option(help="Split of a dataset.")] = "train",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=NAME", help="Column that holds a field, as data.columns says; repeat it."),
+    ] = None,
     skip_undecodable: Annotated[
         bool, typer.Option("--skip-undecodable", help="Leave such pairs out instead of refusing.")
     ] = False,
@@ -79,13 +87,22 @@ def convert(
 
     The layout is that of Pick-a-Pic; pictures are copied byte for byte.
     """
-    formats = ("auto", "pickapic", "jsonl", "ranked")
-    if layout not in formats:
-        raise UserError("unknown --format", repr(layout), f"use one of: {', '.join(formats)}")
+    if layout not in FORMATS:
+        raise UserError("unknown --format", repr(layout), f"use one of: {', '.join(FORMATS)}")
+    from t2i_align.config.loading import load_data_section
     from t2i_align.data.convert import convert as convert_data
+
+    words = [f"data.columns.{word}" for word in column or []]
+    columns = load_data_section(["data.source=unused", *words]).columns  # checks the fields' names
 
     with progress_bar() as progress:
         report = convert_data(
-            source, output, format=layout, split=split, skip_undecodable=skip_undecodable, progress=progress
+            source,
+            output,
+            format=layout,
+            split=split,
+            columns=columns,
+            skip_undecodable=skip_undecodable,
+            progress=progress,
         )
     print(report.render())

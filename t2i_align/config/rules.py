@@ -19,7 +19,7 @@ from t2i_align.config.problems import Problem, in_words, report
 from t2i_align.config.schema import RunConfig
 from t2i_align.objectives.config import resolve
 
-FILE_SUFFIXES = (".parquet", ".jsonl", ".ndjson")
+FILE_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv", ".tsv")
 BUILT_IN = "shapes:"
 _NOT_OF_ROLLOUTS = ("shuffle_labels", "proportion_empty_prompts", "random_flip", "loser_captions")
 LATENT_GRID = 8  # every supported VAE divides the side by 4 or 8

@@ -19,6 +19,10 @@ from t2i_align.stepwise.config import RolloutConfig
 Tracker = Literal["tensorboard", "wandb"]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+PairField = Literal[
+    "caption", "image_0", "image_1", "winner", "label_0", "label_1", "has_label", "chosen", "rejected",
+    "caption_1", "id", "user_id", "weight", "margins", "score_0", "score_1",
+]  # fmt: skip
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -82,10 +86,15 @@ class DataConfig(Section):
 
     source: str = Field(
         description="parquet file or folder, URL of either (s3://, hf://datasets/...), HF dataset folder or hub id, "
-        "JSONL file, or shapes:pairs"
+        "JSONL, CSV or TSV file, folder with chosen/ and rejected/, or shapes:pairs"
     )
-    format: Literal["auto", "pickapic", "jsonl", "ranked"] = Field(
-        "auto", description="record layout; auto looks at it"
+    format: Literal["auto", "pickapic", "jsonl", "ranked", "table", "folders"] = Field(
+        "auto", description="record layout; auto looks at it. table: CSV or TSV; folders: chosen/ and rejected/"
+    )
+    columns: dict[PairField, str] = Field(
+        {},
+        description="our field (caption, image_0, image_1, winner, label_0, chosen, rejected, user_id ...) -> the "
+        "column that holds it, where its own name does not say so",
     )
     split: str = Field("train", description="split of a hub dataset or dataset folder")
     heldout_source: str | None = Field(None, description="pairs kept out of training, for implicit accuracy")

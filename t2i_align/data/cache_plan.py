@@ -13,29 +13,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from reward_models.files import complete_file
 from t2i_align.config.schema import DataConfig
 from t2i_align.data.hub import dataset_files
+from t2i_align.data.layout import recognise
 from t2i_align.data.pair_source import PairSource
+from t2i_align.data.parquet import holds_paths
 from t2i_align.data.remote import remote_files
 from t2i_align.data.selection import Which, loser_captioner
-from t2i_align.data.sources import is_remote, open_table, resolve_address
+from t2i_align.data.sources import heldout_table, is_remote, resolve_address, training_table
 from t2i_align.data.tables import PairColumns, PairTable
+from t2i_align.errors import UserError
 
 FORMAT = 1
 PREFIX = "pairs-"
 TEXTS = ("pair_ids", "captions", "captions_1", "users")
 SELECTING = (
-    *("source", "format", "split", "heldout_source", "heldout_split", "heldout_fraction", "ties", "max_pairs"),
-    *("loser_captions", "shuffle_labels"),
+    *("source", "format", "columns", "split", "heldout_source", "heldout_split", "heldout_fraction", "ties"),
+    *("max_pairs", "loser_captions", "shuffle_labels"),
 )
 BLOCK = 65536
 
@@ -118,9 +122,9 @@ def plan_file(folder: Path, identity: str, config: DataConfig, which: Which, see
     Raises:
         UserError: there is nothing at the address.
     """
-    files = source_files(config.source, config.format, config.split)
+    files = source_files(config.source, config.format, config.split, config.columns)
     if config.heldout_source is not None and which == "heldout":  # less the prompts of the training pairs
-        others = source_files(config.heldout_source, "auto", config.heldout_split)
+        others = source_files(config.heldout_source, "auto", config.heldout_split, config.columns)
         files = None if files is None or others is None else files + others
     if files is None:
         return None
@@ -130,7 +134,9 @@ def plan_file(folder: Path, identity: str, config: DataConfig, which: Which, see
     return folder / f"{PREFIX}{which}-{digest}.arrow"
 
 
-def source_files(address: str, format: str, split: str) -> list[list[Any]] | None:
+def source_files(
+    address: str, format: str, split: str, columns: Mapping[Any, str] | None = None
+) -> list[list[Any]] | None:
     """Name, size and time of change of the files behind an address; None where pictures are files of their own.
 
     Raises:
@@ -142,9 +148,23 @@ def source_files(address: str, format: str, split: str) -> list[list[Any]] | Non
     if path is None:
         return _signatures(dataset_files(address, split)) if format in ("auto", "pickapic") else None
     if path.is_file():
-        return _signatures([path]) if path.suffix == ".parquet" else None
+        whole = path.suffix == ".parquet" and not _names_files(path, columns or {}, address)
+        return _signatures([path]) if whole else None
     files = sorted(file for file in path.rglob("*") if file.suffix in (".parquet", ".arrow"))
-    return _signatures([*files, *path.rglob("*.json")]) if files and format in ("auto", "pickapic") else None
+    if not files or format not in ("auto", "pickapic"):
+        return None
+    if files[0].suffix == ".parquet" and _names_files(files[0], columns or {}, address):
+        return None
+    return _signatures([*files, *path.rglob("*.json")])
+
+
+def _names_files(file: Path, columns: Mapping[Any, str], address: str) -> bool:
+    """Whether a parquet file holds paths in place of pictures."""
+    try:
+        schema = pq.read_schema(file)
+        return holds_paths(schema, recognise(schema.names, columns, address))
+    except (pa.ArrowInvalid, OSError, UserError):
+        return True  # whoever opens it says what is wrong
 
 
 def _signatures(files: list[Path]) -> list[list[Any]]:
@@ -208,14 +228,8 @@ def read_plan(file: Path, config: DataConfig, which: Which) -> tuple[PairSource,
         scores=None if scores is None else np.stack(scores, axis=1),
     )
     heldout = which == "heldout" and config.heldout_source is not None
-    where = (
-        (config.heldout_source or "", "auto", config.heldout_split)
-        if heldout
-        else (config.source, config.format, config.split)
-    )
-    table = PlannedTable(
-        about["address"], columns, about["table_fingerprint"], numbers("rows"), partial(open_table, *where)
-    )
+    opened = partial(heldout_table if heldout else training_table, config)
+    table = PlannedTable(about["address"], columns, about["table_fingerprint"], numbers("rows"), opened)
     everything = np.arange(len(table))
     captioner = loser_captioner(config, which)
     source = PairSource(table, everything, columns.labels, numbers("weights"), about["left_out"], captioner)

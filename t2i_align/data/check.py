@@ -15,7 +15,7 @@ from t2i_align.data.pair_source import PairSource
 from t2i_align.data.pictures import UndecodableImage, decode
 from t2i_align.data.prefetch import map_ahead
 from t2i_align.data.selection import normalise
-from t2i_align.data.sources import has_heldout, open_source, open_table
+from t2i_align.data.sources import has_heldout, heldout_table, open_source, training_table
 from t2i_align.data.tables import PairTable
 from t2i_align.errors import UserError
 
@@ -34,7 +34,7 @@ def check(config: DataConfig, progress: Progress | None = None) -> DataReport:
     Raises:
         UserError: the source cannot be opened at all.
     """
-    table = open_table(config.source, config.format, config.split)
+    table = training_table(config)
     errors: list[UserError] = []
     training = _open(config, "train", errors)
     held_out = _open(config, "heldout", errors) if has_heldout(config) and training is not None else None
@@ -42,6 +42,8 @@ def check(config: DataConfig, progress: Progress | None = None) -> DataReport:
     held_out_tally = _look(held_out, config, progress, "held-out pictures")
     return DataReport(
         address=table.address,
+        read_as="" if table.layout is None else table.layout.described(),
+        not_read="" if table.layout is None else table.layout.described_unread(),
         rows=len(table) + sum(table.columns.skipped.values()),
         usable=0 if training is None else len(training),
         left_out=table.columns.skipped if training is None else training.left_out,
@@ -171,7 +173,7 @@ def _shared_prompts(table: PairTable, config: DataConfig) -> int:
     if config.heldout_source is None:
         return 0
     try:
-        held_out = open_table(config.heldout_source, "auto", config.heldout_split)
+        held_out = heldout_table(config)
     except UserError:
         return 0  # `_open` has reported it
     prompts = {normalise(caption) for caption in table.columns.captions}

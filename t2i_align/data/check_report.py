@@ -45,6 +45,7 @@ class DataReport:
 
     Attributes:
         address: of the source.
+        read_as: which columns hold what; not_read: those that nothing reads. Empty where there is one layout only.
         rows: in the source. usable: pairs a run trains on.
         left_out: reason -> pairs that are no training pairs.
         row_problems: "where: reason" of rows with a wrong label, caption or weight.
@@ -75,6 +76,8 @@ class DataReport:
     undecodable: list[str]
     leaves_out_undecodable: bool
     errors: list[UserError] = field(default_factory=list)
+    read_as: str = ""
+    not_read: str = ""
 
     @property
     def is_trainable(self) -> bool:
@@ -102,6 +105,8 @@ class DataReport:
         sections = [
             [
                 ("rows", f"{self.rows} in {self.address}"),
+                *([("read as", self.read_as)] if self.read_as else []),
+                *([("not read", self.not_read)] if self.not_read else []),
                 ("usable pairs", f"{self.usable}{_counts(self.left_out)}"),
                 ("labels", ", ".join(f"{n} {name}" for name, n in self.labels.items() if n) or "none"),
                 ("prompts", f"{self.prompts} different"),

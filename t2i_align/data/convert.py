@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reward_models.files import complete_file
-from t2i_align.config.schema import DataConfig
+from t2i_align.config.schema import DataConfig, PairField
 from t2i_align.data.cache_store import key_of
 from t2i_align.data.pair_source import PairSource
 from t2i_align.data.pictures import UndecodableImage, decode
@@ -52,6 +52,7 @@ def convert(
     *,
     format: str = "auto",
     split: str = "train",
+    columns: Mapping[PairField, str] | None = None,
     skip_undecodable: bool = False,
     progress: Progress | None = None,
 ) -> ConvertReport:
@@ -62,7 +63,7 @@ def convert(
     Args:
         source: anything ``data.source`` may be.
         output: a new ``.parquet`` file.
-        format, split: as in the data section.
+        format, split, columns: as in the data section.
         skip_undecodable: leave such pairs out instead of refusing.
         progress: called with what is written, the number done and the total.
 
@@ -72,7 +73,14 @@ def convert(
     output = new_parquet(Path(output))
     # Every pair is kept as it is; the resolution is never looked at.
     config = DataConfig.model_validate(
-        {"source": source, "format": format, "split": split, "ties": "soft", "resolution": 8}
+        {
+            "source": source,
+            "format": format,
+            "split": split,
+            "columns": dict(columns or {}),
+            "ties": "soft",
+            "resolution": 8,
+        }
     )
     return write_pairs(open_source(config), output, skip_undecodable=skip_undecodable, progress=progress)
 

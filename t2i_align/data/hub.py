@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,36 +11,42 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from t2i_align.data.pickapic import CHEAP, PICTURES, picture_bytes, read_columns, require_columns
+from t2i_align.data.layout import Layout, recognise
+from t2i_align.data.pickapic import canonical, cheap_columns, picture_bytes, read_columns
 from t2i_align.data.tables import PairTable
 from t2i_align.errors import UserError
 
 
 class DatasetPairs(PairTable):
-    """Pairs of a ``datasets.Dataset`` in the Pick-a-Pic schema, memory mapped; pictures are never decoded by
-    it.
+    """Pairs of a ``datasets.Dataset``, memory mapped; pictures are never decoded by it.
 
     Args:
         address: what the user wrote.
         dataset: the split.
+        chosen: our field -> column, see `layout.recognise`.
     """
 
-    def __init__(self, address: str, dataset: Any) -> None:
+    layout: Layout
+
+    def __init__(self, address: str, dataset: Any, chosen: Mapping[str, str] | None = None) -> None:
         import datasets
 
-        require_columns(dataset.column_names, address)
-        for name in PICTURES:
+        self.layout = recognise(dataset.column_names, chosen or {}, address)
+        for name in self.layout.pictures:
             if isinstance(dataset.features[name], datasets.Image):
                 dataset = dataset.cast_column(name, datasets.Image(decode=False))
-        self._pictures = dataset.select_columns(list(PICTURES)).with_format("arrow")
-        cheap = dataset.select_columns([name for name in CHEAP if name in dataset.column_names])
-        columns, self._rows = read_columns(cheap.with_format("arrow")[:], address)
+        self._pictures = dataset.select_columns(list(self.layout.pictures)).with_format("arrow")
+        cheap = cheap_columns(self.layout, dataset.column_names)
+        table = dataset.select_columns(list(cheap.values())).with_format("arrow")[:]
+        columns, self._rows = read_columns(
+            canonical(table, cheap), self.layout, lambda row: f"{address} row {row}", address
+        )
         super().__init__(address, columns)
 
     def images(self, row: int) -> tuple[bytes, bytes]:
         """Encoded pictures; see `PairTable.images`."""
         cells = self._pictures[int(self._rows[row])]
-        first, second = (picture_bytes(cells[name][0].as_py()) for name in PICTURES)
+        first, second = (picture_bytes(cells[name][0].as_py()) for name in self.layout.pictures)
         return first, second
 
     def location(self, row: int) -> str:
@@ -49,7 +55,7 @@ class DatasetPairs(PairTable):
 
     def picture_signature(self) -> Iterable[bytes]:
         """Lengths of the encoded pictures: Arrow keeps them apart from the bytes."""
-        for name in PICTURES:
+        for name in self.layout.pictures:
             for chunk in self._pictures.data.column(name).chunks:
                 values = chunk.field("bytes") if pa.types.is_struct(chunk.type) else chunk
                 yield np.asarray(pc.fill_null(pc.binary_length(values), -1)).tobytes()
@@ -60,7 +66,7 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
-def open_saved(folder: Path, address: str, split: str) -> DatasetPairs:
+def open_saved(folder: Path, address: str, split: str, chosen: Mapping[str, str] | None = None) -> DatasetPairs:
     """Open a folder written by ``save_to_disk``.
 
     Raises:
@@ -73,16 +79,18 @@ def open_saved(folder: Path, address: str, split: str) -> DatasetPairs:
         if split not in loaded:
             raise _no_split(address, split, list(loaded))
         loaded = loaded[split]
-    return DatasetPairs(address, loaded)
+    elif loaded.split is not None and str(loaded.split) != split:
+        raise _no_split(address, split, [str(loaded.split)])
+    return DatasetPairs(address, loaded, chosen)
 
 
-def open_hub(address: str, split: str) -> DatasetPairs:
+def open_hub(address: str, split: str, chosen: Mapping[str, str] | None = None) -> DatasetPairs:
     """Open a dataset of the hub; it is downloaded once and memory mapped afterwards.
 
     Raises:
         UserError: it cannot be loaded.
     """
-    return DatasetPairs(f"{address} ({split})", _loaded(address, split))
+    return DatasetPairs(f"{address} ({split})", _loaded(address, split), chosen)
 
 
 def dataset_files(address: str, split: str) -> list[Path]:

@@ -1,28 +1,24 @@
-"""Parquet files in the Pick-a-Pic schema, read in place, one row group at a time."""
+"""Parquet files of pairs, read in place, one row group at a time."""
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from t2i_align.data.pickapic import CHEAP, PICTURES, picture_bytes, read_columns, require_columns
-from t2i_align.data.tables import PairTable
+from t2i_align.data.layout import Layout, recognise
+from t2i_align.data.pickapic import canonical, cheap_columns, picture_bytes, read_columns
+from t2i_align.data.splits import of_split
+from t2i_align.data.tables import PairTable, picture_sizes
 from t2i_align.errors import UserError
 
-Name = TypeVar("Name", bound=PurePath)
 CACHED_BYTES = 256 * 1024**2  # of row groups held in memory
-SHARD_NAME = re.compile(r"^(?P<split>.+)-\d+-of-\d+")
-SPLIT_NAMES = frozenset(
-    ("train", "validation", "valid", "val", "dev", "test", "heldout", "validation_unique", "test_unique")
-)
 
 
 class ParquetPairs(PairTable):
@@ -33,19 +29,31 @@ class ParquetPairs(PairTable):
 
     Args:
         address: what the user wrote.
-        files: in order.
+        files: in order; at least one.
         opened: opens one of them; local files are mapped.
+        chosen: our field -> column, see `layout.recognise`.
+
+    Raises:
+        UserError: a file is damaged, in no known layout, or its cells make no sense.
     """
 
+    layout: Layout
+
     def __init__(
-        self, address: str, files: Sequence[PurePath], opened: Callable[[Any], pq.ParquetFile] | None = None
+        self,
+        address: str,
+        files: Sequence[PurePath],
+        opened: Callable[[Any], pq.ParquetFile] | None = None,
+        chosen: Mapping[str, str] | None = None,
     ) -> None:
         self.files = files
         self._readers = [opened(file) if opened else _open(Path(file)) for file in files]
-        for reader in self._readers:
-            require_columns(reader.schema_arrow.names, address)
-        tables = [_cheap(reader) for reader in self._readers]
-        columns, self._rows = read_columns(pa.concat_tables(tables, promote_options="permissive"), address)
+        self.layout = _one_layout(self._readers, files, chosen or {}, address)
+        self._file_starts = np.cumsum([0] + [reader.metadata.num_rows for reader in self._readers])
+        tables = [_cheap(reader, self.layout) for reader in self._readers]
+        columns, self._rows = read_columns(
+            pa.concat_tables(tables, promote_options="permissive"), self.layout, self._place, address, self._names()
+        )
         super().__init__(address, columns)
         groups = [
             (file, group, reader.metadata.row_group(group).num_rows)
@@ -54,7 +62,6 @@ class ParquetPairs(PairTable):
         ]
         self._groups = [(file, group) for file, group, _ in groups]
         self._starts = np.cumsum([0] + [rows for *_, rows in groups])
-        self._file_starts = np.cumsum([0] + [reader.metadata.num_rows for reader in self._readers])
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -64,23 +71,35 @@ class ParquetPairs(PairTable):
         group = int(np.searchsorted(self._starts, absolute, side="right")) - 1
         table, offset = self._row_group(group), absolute - int(self._starts[group])
         folder = Path(self.files[self._groups[group][0]].parent)
-        first, second = (picture_bytes(table[name][offset].as_py(), folder) for name in PICTURES)
+        first, second = (picture_bytes(table[name][offset].as_py(), folder) for name in self.layout.pictures)
         return first, second
 
     def location(self, row: int) -> str:
         """File and row in it, counted from 0."""
-        absolute = int(self._rows[row])
+        return self._place(int(self._rows[row]))
+
+    def _place(self, absolute: int) -> str:
         file = int(np.searchsorted(self._file_starts, absolute, side="right")) - 1
         return f"{self.files[file].name} row {absolute - int(self._file_starts[file])}"
 
+    def _names(self) -> pa.Table | None:
+        """Both picture columns where they hold paths; None where they hold pictures."""
+        if not holds_paths(self._readers[0].schema_arrow, self.layout):
+            return None
+        return pa.concat_tables([reader.read(columns=list(self.layout.pictures)) for reader in self._readers])
+
     def picture_signature(self) -> Iterable[bytes]:
-        """Compressed sizes and positions of the picture columns, which stand in every file's footer."""
+        """Compressed sizes of the picture columns, which stand in every file's footer; sizes of files behind paths."""
         for reader in self._readers:
             for group in range(reader.num_row_groups):
                 metadata = reader.metadata.row_group(group)
                 for column in (metadata.column(i) for i in range(metadata.num_columns)):
-                    if column.path_in_schema.split(".")[0] in PICTURES:
+                    if column.path_in_schema.split(".")[0] in self.layout.pictures:
                         yield f"{column.total_compressed_size} {column.total_uncompressed_size};".encode()
+        names = self._names()
+        if names is not None:
+            for name in self.layout.pictures:
+                yield from picture_sizes(Path(self.files[0].parent), names[name].to_pylist())
 
     def _row_group(self, index: int) -> pa.Table:
         """Picture columns of a row group; the last ones used stay in memory."""
@@ -89,50 +108,21 @@ class ParquetPairs(PairTable):
                 self._cache.move_to_end(index)
                 return self._cache[index]
             file, group = self._groups[index]
-            table = self._readers[file].read_row_group(group, columns=list(PICTURES))
+            table = self._readers[file].read_row_group(group, columns=list(self.layout.pictures))
             self._cache[index] = table
             while len(self._cache) > 1 and sum(held.nbytes for held in self._cache.values()) > CACHED_BYTES:
                 self._cache.popitem(last=False)
             return table
 
 
-def split_files(folder: Path, split: str) -> list[Path]:
-    """The folder's parquet files that belong to a split.
-
-    A file belongs to the split its name (``train-00000-of-00645.parquet``, ``test.parquet``) or its folder
-    says. Where no file names a split, all belong.
+def split_files(folder: Path, split: str) -> tuple[list[Path], str]:
+    """The folder's parquet files that belong to a split, and its name there; see `splits.of_split`.
 
     Raises:
         UserError: files name splits, but not this one.
     """
     files = sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith("."))
-    return of_split(files, folder, split, str(folder))
-
-
-def of_split(files: list[Name], folder: PurePath, split: str, address: str) -> list[Name]:
-    """Those of a folder's files that belong to a split; see `split_files`.
-
-    Raises:
-        UserError: files name splits, but not this one.
-    """
-    named = {file: _split_of(file, folder) for file in files}
-    splits = sorted({name for name in named.values() if name is not None})
-    chosen = [file for file, name in named.items() if name == split]
-    if splits and not chosen:
-        raise UserError(
-            f"{address} holds no split {split!r}.",
-            f"splits {', '.join(splits)}",
-            "set data.split to one of them",
-        )
-    return chosen if splits else files
-
-
-def _split_of(file: PurePath, folder: PurePath) -> str | None:
-    sharded = SHARD_NAME.match(file.name)
-    if sharded:
-        return sharded["split"]
-    parents = [part.name for part in file.relative_to(folder).parents]
-    return next((name for name in (file.stem, *parents) if name in SPLIT_NAMES), None)
+    return of_split(files, folder, split, str(folder)) if files else ([], split)
 
 
 def _open(file: Path) -> pq.ParquetFile:
@@ -146,6 +136,31 @@ def _open(file: Path) -> pq.ParquetFile:
         ) from error
 
 
-def _cheap(reader: pq.ParquetFile) -> pa.Table:
-    names = [name for name in CHEAP if name in reader.schema_arrow.names]
-    return reader.read(columns=names)
+def holds_paths(schema: pa.Schema, layout: Layout) -> bool:
+    """Whether the picture columns hold paths of files, not pictures."""
+    types = [schema.field(name).type for name in layout.pictures]
+    return any(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in types)
+
+
+def _one_layout(
+    readers: Sequence[pq.ParquetFile], files: Sequence[PurePath], chosen: Mapping[str, str], address: str
+) -> Layout:
+    """The layout of the first file, which the others must share; optional columns may be missing there."""
+    layout = recognise(readers[0].schema_arrow.names, chosen, address)
+    needed = [
+        *layout.pictures,
+        *(layout.cheap[name] for name in ("caption", "label_0", "winner") if name in layout.cheap),
+    ]
+    for reader, file in zip(readers, files, strict=True):
+        if missing := [name for name in needed if name not in reader.schema_arrow.names]:
+            raise UserError(
+                f"The files of {address} have different columns.",
+                f"{file.name} has no {', '.join(missing)}, which {files[0].name} has",
+                "write them alike, or name some of them alone",
+            )
+    return layout
+
+
+def _cheap(reader: pq.ParquetFile, layout: Layout) -> pa.Table:
+    columns = cheap_columns(layout, reader.schema_arrow.names)
+    return canonical(reader.read(columns=list(columns.values())), columns)

@@ -13,10 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from t2i_align.data.jsonl import caption_of, line_error, number, picture_sizes, read_lines
+from t2i_align.data.jsonl import looks_ranked, read_lines
 from t2i_align.data.pickapic import read_picture
 from t2i_align.data.record import RankedRecord
-from t2i_align.data.tables import PairColumns, PairTable, find_problems, hashed_id, unique_ids, with_scores
+from t2i_align.data.row_pairs import line_error, number
+from t2i_align.data.tables import (
+    PairColumns,
+    PairTable,
+    find_problems,
+    hashed_id,
+    picture_sizes,
+    unique_ids,
+    with_scores,
+)
 from t2i_align.errors import UserError
 
 
@@ -41,7 +50,7 @@ class RankedSource:
         self.ranks = [ranks for ranks, _ in orders]
         self.scores = [scores for _, scores in orders]
         self.users = [None if row.get("user_id") is None else str(row["user_id"]) for _, row in rows]
-        self.weights = [number(row, "weight", file, line, 1.0) for line, row in rows]
+        self.weights = [number(row.get("weight"), "weight", file, line, 1.0) for line, row in rows]
         self.list_ids = unique_ids(
             [
                 str(row["id"]) if row.get("id") is not None else hashed_id(caption, *paths)
@@ -68,9 +77,13 @@ class RankedSource:
         )
 
     def _caption(self, row: dict[str, Any], line: int) -> str:
-        caption = caption_of(row)
+        caption = row.get("caption", row.get("prompt"))
         if caption is None:
             raise line_error(self.file, line, "has no prompt", f"keys {', '.join(row) or 'none'}")
+        if not isinstance(caption, str):
+            raise line_error(
+                self.file, line, "has a prompt that is no text", f"{type(caption).__name__} {caption}"[:80]
+            )
         return caption
 
     def _paths(self, row: dict[str, Any], line: int) -> list[str]:
@@ -155,12 +168,6 @@ class RankedPairs(PairTable):
         if len(scores) < len(self.lists):
             return None
         return np.array([(scores[i][a], scores[i][b]) for i, a, b in pairs], dtype=np.float64).reshape(-1, 2)
-
-
-def looks_ranked(file: Path) -> bool:
-    """Whether the first line has ``images``; an empty file does not."""
-    _, row = next(read_lines(file), (0, {}))
-    return "images" in row
 
 
 def open_ranked(address: str, file: Path) -> RankedSource:

@@ -8,24 +8,27 @@ systems are fsspec's, as in the datasets library: ``hf://datasets/owner/name``, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from t2i_align.data.parquet import ParquetPairs, of_split
+from t2i_align.data.parquet import ParquetPairs
+from t2i_align.data.splits import of_split
 from t2i_align.errors import UserError
 
 BLOCK = 8 * 1024**2  # bytes a file system fetches at once
 
 
-def open_remote(address: str, split: str) -> ParquetPairs:
+def open_remote(address: str, split: str, chosen: Mapping[str, str] | None = None) -> ParquetPairs:
     """The pairs of a parquet file, a folder of them, or a pattern with ``*``.
 
     Args:
         address: URL.
-        split: chosen among files that are named by split, see `parquet.of_split`.
+        split: chosen among files that are named by split, see `splits.of_split`.
+        chosen: our field -> column, see `layout.recognise`.
 
     Raises:
         UserError: the file system is not installed or does not answer, or there are no parquet files.
@@ -38,7 +41,7 @@ def open_remote(address: str, split: str) -> ParquetPairs:
         except (pa.ArrowInvalid, OSError) as error:
             raise _unreadable(f"{address}: {file}", error) from error
 
-    return ParquetPairs(f"{address} ({split})" if len(files) > 1 else address, files, opened)
+    return ParquetPairs(f"{address} ({split})" if len(files) > 1 else address, files, opened, chosen)
 
 
 def remote_files(address: str, split: str) -> list[list[Any]]:
@@ -75,8 +78,11 @@ def _files(address: str, split: str) -> tuple[Any, list[PurePosixPath]]:
             "no name ends in .parquet",
             "give a file, a folder or a pattern with *",
         )
-    base = PurePosixPath(root.split("*")[0])
-    return system, of_split([PurePosixPath(name) for name in sorted(found)], base, split, address)
+    files = [PurePosixPath(name) for name in sorted(found)]
+    if address.endswith(".parquet") and "*" not in address:
+        return system, files  # one file has one split, whatever it is called
+    base = root.split("*")[0].rpartition("/")[0] if "*" in address else root
+    return system, of_split(files, PurePosixPath(base), split, address)[0]
 
 
 def _unreadable(address: str, error: Exception) -> UserError:

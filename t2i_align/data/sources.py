@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t2i_align.config.schema import DataConfig
+from t2i_align.data.layout import is_pair_table
 from t2i_align.data.pair_source import PairSource
 from t2i_align.data.selection import Which, normalise, select
+from t2i_align.data.splits import of_split
 from t2i_align.data.tables import PairTable
 from t2i_align.errors import UserError
+from t2i_align.text_tables import JSON_SUFFIXES, TABLE_SUFFIXES, read_table
 
 if TYPE_CHECKING:
     from t2i_align.data.ranked import RankedSource
 
 BUILT_IN = "shapes:"
 SCHEME = "://"
-JSONL_SUFFIXES = (".jsonl", ".ndjson")
+ARROW_FORMATS = ("auto", "pickapic")
+TABLES = (*JSON_SUFFIXES, *TABLE_SUFFIXES)
 __all__ = ["PairSource", "has_heldout", "open_source", "open_table", "ranked_source", "resolve_address"]
 
 
@@ -41,9 +46,8 @@ def open_source(config: DataConfig, which: Which = "train", seed: int = 0) -> Pa
                 "neither heldout_source nor heldout_fraction is set",
                 "set one of them",
             )
-        return select(open_table(config.source, config.format, config.split), config, which, seed)
-    training = open_table(config.source, config.format, config.split)
-    held_out = open_table(config.heldout_source, "auto", config.heldout_split)
+        return select(training_table(config), config, which, seed)
+    training, held_out = training_table(config), heldout_table(config)
     prompts = frozenset(map(normalise, training.columns.captions))
     return select(held_out, config, which, seed, prompts)
 
@@ -53,20 +57,47 @@ def has_heldout(config: DataConfig) -> bool:
     return config.heldout_source is not None or config.heldout_fraction > 0
 
 
-def open_table(address: str, format: str = "auto", split: str = "train") -> PairTable:
+def training_table(config: DataConfig) -> PairTable:
+    """All rows of ``data.source``.
+
+    Raises:
+        UserError: see `open_table`.
+    """
+    return open_table(config.source, config.format, config.split, config.columns)
+
+
+def heldout_table(config: DataConfig) -> PairTable:
+    """All rows of ``data.heldout_source``; ``data.columns`` count where it has all of them, else it speaks for itself.
+
+    Raises:
+        UserError: see `open_table`.
+    """
+    address = config.heldout_source or ""
+    try:
+        return open_table(address, "auto", config.heldout_split, config.columns)
+    except UserError:
+        if not config.columns:
+            raise
+        return open_table(address, "auto", config.heldout_split)
+
+
+def open_table(
+    address: str, format: str = "auto", split: str = "train", columns: Mapping[Any, str] | None = None
+) -> PairTable:
     """All rows of an address, as found.
 
     Args:
-        address: parquet file or folder, the URL of either, dataset folder or hub id, JSONL file or its folder, or
-            ``shapes:...``.
+        address: parquet file or folder, the URL of either, dataset folder or hub id, JSONL, CSV or TSV file or its
+            folder, a folder with ``chosen/`` and ``rejected/``, or ``shapes:...``.
         format: ``auto`` looks at the address.
         split: of a dataset, or of a folder whose files are named by split.
+        columns: our field -> column, where `layout` does not recognise it.
 
     Raises:
         UserError: nothing there, or not in that format.
     """
     if is_remote(address):
-        if format not in ("auto", "pickapic"):
+        if format not in ARROW_FORMATS:
             raise UserError(
                 f"{address} cannot be read as format {format!r}.",
                 "only parquet files are read in place from another file system",
@@ -74,17 +105,17 @@ def open_table(address: str, format: str = "auto", split: str = "train") -> Pair
             )
         from t2i_align.data.remote import open_remote
 
-        return open_remote(address, split)
+        return open_remote(address, split, columns)
     path = resolve_address(address)
     if path is None:
-        if format not in ("auto", "pickapic"):
+        if format not in ARROW_FORMATS:
             raise _no_such_path(address)
         from t2i_align.data.hub import open_hub
 
-        return open_hub(address, split)
+        return open_hub(address, split, columns)
     if path.is_dir():
-        return _open_folder(address, path, format, split)
-    return _open_file(address, path, format)
+        return _open_folder(address, path, format, split, columns or {})
+    return _open_file(address, path, format, columns or {})
 
 
 def is_remote(address: str) -> bool:
@@ -103,7 +134,9 @@ def ranked_source(config: DataConfig) -> RankedSource:
     path = resolve_address(config.source)
     if path is None:
         raise _no_such_path(config.source)
-    return open_ranked(config.source, _jsonl_in(path, config.source, config.split) if path.is_dir() else path)
+    return open_ranked(
+        config.source, _table_in(path, config.source, config.split, JSON_SUFFIXES) if path.is_dir() else path
+    )
 
 
 def resolve_address(address: str) -> Path | None:
@@ -128,50 +161,86 @@ def resolve_address(address: str) -> Path | None:
     raise _no_such_path(address)
 
 
-def _open_folder(address: str, folder: Path, format: str, split: str) -> PairTable:
+def _open_folder(address: str, folder: Path, format: str, split: str, columns: Mapping[str, str]) -> PairTable:
+    from t2i_align.data.folder_pairs import open_folders, side_folders
     from t2i_align.data.hub import is_saved_dataset, open_saved
     from t2i_align.data.parquet import ParquetPairs, split_files
 
-    if format in ("auto", "pickapic"):
+    if format in ARROW_FORMATS:
         if is_saved_dataset(folder):
-            return open_saved(folder, f"{address} ({split})", split)
-        files = split_files(folder, split)
+            return open_saved(folder, f"{address} ({split})", split, columns)
+        files, found = split_files(folder, split)
         if files:
-            return ParquetPairs(f"{address} ({split})", files)
+            return ParquetPairs(f"{address} ({found})", files, chosen=columns)
     if format == "pickapic":
         raise UserError(f"{folder} holds no parquet files.", _listing(folder), "check data.source and data.format")
-    return _open_file(address, _jsonl_in(folder, address, split), format)
+    sides = side_folders(folder) if format in ("auto", "folders") else None
+    if sides is not None and (format == "folders" or not _has_pair_table(folder, columns)):
+        return open_folders(address, folder, sides, _captions_in(folder))
+    if format == "folders":
+        raise UserError(
+            f"{folder} holds no chosen/ and rejected/.", _listing(folder), "check data.source and data.format"
+        )
+    suffixes = TABLE_SUFFIXES if format == "table" else JSON_SUFFIXES if format in ("jsonl", "ranked") else TABLES
+    return _open_file(address, _table_in(folder, address, split, suffixes), format, columns)
 
 
-def _open_file(address: str, file: Path, format: str) -> PairTable:
-    from t2i_align.data.jsonl import JsonlPairs
+def _open_file(address: str, file: Path, format: str, columns: Mapping[str, str]) -> PairTable:
+    from t2i_align.data.jsonl import looks_ranked, open_jsonl, open_text_table
     from t2i_align.data.parquet import ParquetPairs
-    from t2i_align.data.ranked import RankedPairs, looks_ranked, open_ranked
+    from t2i_align.data.ranked import RankedPairs, open_ranked
 
-    if file.suffix == ".parquet" and format in ("auto", "pickapic"):
-        return ParquetPairs(address, [file])
-    if file.suffix in JSONL_SUFFIXES and format in ("auto", "jsonl", "ranked"):
+    suffix = file.suffix.lower()
+    if suffix == ".parquet" and format in ARROW_FORMATS:
+        return ParquetPairs(address, [file], chosen=columns)
+    if suffix in JSON_SUFFIXES and format in ("auto", "jsonl", "ranked"):
         if format == "ranked" or (format == "auto" and looks_ranked(file)):
             return RankedPairs(open_ranked(address, file))
-        return JsonlPairs(address, file)
+        return open_jsonl(address, file, columns)
+    if suffix in TABLE_SUFFIXES and format in ("auto", "table"):
+        return open_text_table(address, file, columns)
     raise UserError(
         f"{address} cannot be read as format {format!r}.",
         f"a file ending in {file.suffix or 'nothing'}",
-        "give a .parquet file for pickapic, a .jsonl file for jsonl or ranked",
+        "give a .parquet file for pickapic, a .jsonl file for jsonl or ranked, a .csv or .tsv file for table",
     )
 
 
-def _jsonl_in(folder: Path, address: str, split: str) -> Path:
-    """The folder's JSONL file: the one named like the split, or the only one."""
-    files = sorted(file for file in folder.iterdir() if file.suffix in JSONL_SUFFIXES)
-    named = [file for file in files if file.stem == split]
-    if named or len(files) == 1:
-        return (named or files)[0]
-    raise UserError(
-        f"{address} holds no pairs in a known layout." if not files else f"{address} holds several JSONL files.",
-        _listing(folder),
-        "give parquet files, a dataset folder, or the path of one .jsonl file",
+def _tables_of(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    return sorted(
+        file for file in folder.iterdir() if file.suffix.lower() in suffixes and not file.name.startswith(".")
     )
+
+
+def _table_in(folder: Path, address: str, split: str, suffixes: Sequence[str]) -> Path:
+    """The folder's table: the one named like the split, or the only one."""
+    files = _tables_of(folder, suffixes)
+    if not files:
+        raise UserError(
+            f"{address} holds no pairs in a known layout.",
+            _listing(folder),
+            "give parquet files, a dataset folder, chosen/ and rejected/, or the path of a .jsonl, .csv or .tsv file",
+        )
+    chosen = of_split(files, folder, split, address)[0]
+    if len(chosen) > 1:
+        names = ", ".join(file.name for file in chosen)
+        raise UserError(
+            f"{address} holds several tables.", names, "give the path of one, or set data.split to its name"
+        )
+    return chosen[0]
+
+
+def _has_pair_table(folder: Path, columns: Mapping[str, str]) -> bool:
+    """Whether a table beside ``chosen/`` and ``rejected/`` says itself what the pairs are."""
+    return any(is_pair_table(read_table(file).columns, columns) for file in _tables_of(folder, TABLES))
+
+
+def _captions_in(folder: Path) -> Path | None:
+    tables = _tables_of(folder, TABLES)
+    if len(tables) > 1:
+        names = ", ".join(file.name for file in tables)
+        raise UserError(f"Which table has the captions of {folder}?", names, "keep one there")
+    return tables[0] if tables else None
 
 
 def _listing(folder: Path) -> str:

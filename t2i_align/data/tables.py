@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
+from t2i_align.data.layout import Layout
 from t2i_align.errors import UserError
 
 SHOWN_ROWS = 5
@@ -57,7 +59,12 @@ class PairTable(ABC):
     Args:
         address: what the user wrote, for messages.
         columns: the cheap columns.
+
+    Attributes:
+        layout: which columns were read as what; None where there is one layout only.
     """
+
+    layout: Layout | None = None
 
     def __init__(self, address: str, columns: PairColumns) -> None:
         self.address, self.columns = address, columns
@@ -144,6 +151,13 @@ def find_problems(
         missing = np.flatnonzero(~np.isfinite(gaps))
         problems += [(int(row), f"margin {name!r} is missing or not finite") for row in missing]
     return sorted(problems)
+
+
+def picture_sizes(folder: Path, paths: Iterable[str | None]) -> Iterator[bytes]:
+    """Path and size of each file; -1 for one that is not there."""
+    for path in paths:
+        file = folder / (path or "")
+        yield f"{path}:{file.stat().st_size if file.is_file() else -1};".encode()
 
 
 def unique_ids(names: Sequence[str]) -> list[str]:

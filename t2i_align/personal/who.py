@@ -31,7 +31,7 @@ from t2i_align.personal.pipeline import Personal
 from t2i_align.rewards.pairs import everything
 
 SAFETENSORS = ".safetensors"
-PAIR_SUFFIXES = (".parquet", ".jsonl", ".ndjson")
+PAIR_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv", ".tsv")
 TERM = re.compile(r"^(?:(?P<weight>-?\d+(?:\.\d*)?(?:e-?\d+)?)\*)?(?P<who>.+)$")
 
 

@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from t2i_align.data.picture_names import PICTURE_SUFFIXES, picture_files
 from t2i_align.errors import UserError
 from t2i_align.evaluation.prompts import load_prompts, prompt_of
-from t2i_align.text_tables import JSON_SUFFIXES, PROMPT_COLUMNS, TABLE_SUFFIXES, TextTable, read_table
+from t2i_align.text_tables import FILE_COLUMNS, JSON_SUFFIXES, PROMPT_COLUMNS, TABLE_SUFFIXES, TextTable, read_table
 
 logger = logging.getLogger(__name__)
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-FILE_COLUMNS = (
-    *("file_name", "file", "image", "path", "file_path", "image_file", "image_path", "image_name"),
-    *("picture", "picture_file", "img", "img_path"),
-)
 SHOWN = 5
-
-
-def picture_files(folder: Path) -> list[str]:
-    """Names of the pictures below a folder, relative to it, in natural order: 2.png stands before 10.png."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
-    return sorted((path.relative_to(folder).as_posix() for path in found), key=natural_key)
-
-
-def natural_key(name: str) -> tuple[Any, ...]:
-    """Sorts names as people number them: runs of digits count as numbers, folder by folder."""
-    parts = [re.split(r"([0-9]+)", part) for part in name.split("/")]
-    return tuple(
-        tuple(int(piece) if place % 2 else piece for place, piece in enumerate(part)) for part in parts
-    ), name  # 01.png and 1.png have one number: the name decides
 
 
 def prompts_of(folder: Path, prompts: Path) -> list[tuple[str, str]]:

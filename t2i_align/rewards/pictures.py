@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 
 from reward_models.errors import RewardModelError
 from reward_models.score_files import ScoreItem
+from t2i_align.data.layout import is_pair_table
 from t2i_align.data.pair_source import PairSource
-from t2i_align.data.pickapic import REQUIRED, picture_bytes
+from t2i_align.data.pickapic import picture_bytes
+from t2i_align.data.picture_names import picture_files
 from t2i_align.data.pictures import UndecodableImage
 from t2i_align.data.sources import open_table, resolve_address
 from t2i_align.data.tables import unique_ids
@@ -25,7 +27,7 @@ from t2i_align.errors import UserError
 from t2i_align.evaluation.manifest import MANIFEST_FILE, read_manifest
 from t2i_align.evaluation.prompts import load_prompts
 from t2i_align.rewards.pairs import encoded_pictures, everything
-from t2i_align.rewards.picture_prompts import picture_files, prompts_of
+from t2i_align.rewards.picture_prompts import prompts_of
 from t2i_align.text_tables import PROMPT_COLUMNS, find_column
 
 PICTURE_COLUMNS = ("image", "jpg", "png", "picture", "bytes")
@@ -93,7 +95,7 @@ def _folder(folder: Path, prompts: Path | None) -> list[ScoreItem]:
 
 
 def _holds_pairs(path: Path) -> bool:
-    return set(REQUIRED) <= set(_schema(path).names)
+    return is_pair_table(_schema(path).names)
 
 
 def _schema(path: Path) -> pa.Schema:
