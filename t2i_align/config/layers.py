@@ -3,11 +3,13 @@
 A layer is one YAML file of the ``extends:`` chain or the overrides; a later layer wins key by key, lists as a
 whole. A layer that names another ``objective.preset`` or ``rollout.preset`` starts that section afresh: options of
 the earlier one, such as its ``beta``, mean something else to the new one. So one that names another ``data.source`` or
-``data.heldout_source`` drops the split of the earlier one.
+``data.heldout_source`` drops the split of the earlier one, and one that names another ``data.source`` alone drops the
+earlier held-out pairs, which belong to other data: a share of the new source's prompts is held out instead.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,9 @@ from t2i_align.errors import UserError
 EXTENDS = "extends"
 PRESET_SECTIONS = ("objective", "rollout")
 SPLITS = {"source": "split", "heldout_source": "heldout_split"}  # of the data section
+HELDOUT_SHARE = 0.05  # of a source's prompts, where held-out pairs of other data are dropped
 COMMAND_LINE = "command line"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,27 @@ class Merged:
 
     values: dict[str, Any]
     places: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Held-out pairs that were dropped.
+
+    Attributes:
+        held_out: their address.
+        place: what had set it.
+        source: the source they do not belong to.
+        layer: what named that.
+    """
+
+    held_out: str
+    place: str
+    source: str
+    layer: Layer
+
+    def described(self) -> str:
+        """For the message."""
+        return f"data.heldout_source {self.held_out}" + (f" ({self.place})" if self.place else "")
 
 
 def merge(path: str | Path, overrides: Sequence[str] = ()) -> Merged:
@@ -59,6 +84,7 @@ def merge_overrides(overrides: Sequence[str]) -> Merged:
 def _merge(layers: Sequence[Layer]) -> Merged:
     merged = OmegaConf.create({})
     places: dict[str, str] = {}
+    foreign: Foreign | None = None
     for layer in layers:
         for section in PRESET_SECTIONS:
             if _names_another_preset(section, layer.values, merged):
@@ -68,8 +94,11 @@ def _merge(layers: Sequence[Layer]) -> Merged:
             if _names_another_source(source, layer.values, merged):
                 merged.data.pop(split, None)
                 places.pop(f"data.{split}", None)
+        foreign = _drop_foreign_heldout(layer, merged, places, foreign)
         merged.merge_with(layer.values)
         places.update(layer.places)
+    if foreign is not None:
+        _hold_out_instead(merged, places, foreign)
     try:
         values = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
@@ -93,6 +122,60 @@ def _names_another_source(key: str, above: DictConfig, below: DictConfig) -> boo
     if not all(isinstance(section, DictConfig) and key in section for section in sections):
         return False
     return sections[0][key] != sections[1][key]
+
+
+def _drop_foreign_heldout(
+    layer: Layer, merged: DictConfig, places: dict[str, str], earlier: Foreign | None
+) -> Foreign | None:
+    """Drop held-out pairs that belong to another source than the layer names; later layers may say what is instead."""
+    own, below = OmegaConf.select(layer.values, "data"), OmegaConf.select(merged, "data")
+    if not isinstance(own, DictConfig):
+        return earlier
+    if "heldout_source" in own or "heldout_fraction" in own:
+        earlier = None
+    if not isinstance(below, DictConfig) or not _names_another_source("source", layer.values, merged):
+        return earlier
+    held_out = _raw(below, "heldout_source")
+    if held_out is None or "heldout_source" in own:
+        return earlier
+    for name in ("heldout_source", "heldout_split"):
+        below.pop(name, None)
+    place = places.pop("data.heldout_source", "")
+    places.pop("data.heldout_split", None)
+    said = Foreign(str(held_out), place, str(_raw(own, "source")), layer)
+    if "heldout_fraction" in own:
+        logger.info("%s is not read: data.source is %s now", said.described(), said.source)
+        return None
+    return said
+
+
+def _hold_out_instead(merged: DictConfig, places: dict[str, str], foreign: Foreign) -> None:
+    """Hold out a share of the new source, where a run has held-out pairs at all and nothing else says which."""
+    share = HELDOUT_SHARE
+    if OmegaConf.select(merged, "rollout") is not None or OmegaConf.select(merged, "online") is not None:
+        share = 0.0  # the policy makes the pairs; a source may be nothing but prompts
+        for name in ("heldout_pairs", "heldout_draws"):
+            if OmegaConf.select(foreign.layer.values, f"validation.{name}") is None:
+                OmegaConf.select(merged, "validation", default=OmegaConf.create({})).pop(name, None)
+                places.pop(f"validation.{name}", None)
+    elif OmegaConf.select(merged, "personal.heldout_users"):
+        share = 0.0  # users are held out
+    if share:
+        merged.data.heldout_fraction = share
+        places["data.heldout_fraction"] = foreign.layer.places.get("data.source", COMMAND_LINE)
+    logger.info(
+        "%s is not read: data.source is %s now%s",
+        foreign.described(),
+        foreign.source,
+        f", and {share:.0%} of its prompts are held out; data.heldout_fraction or data.heldout_source say otherwise"
+        if share
+        else "",
+    )
+
+
+def _raw(section: DictConfig, key: str) -> Any:
+    """A value as written, ``${...}`` unresolved."""
+    return OmegaConf.to_container(section, resolve=False).get(key)  # type: ignore[union-attr]
 
 
 def file_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:

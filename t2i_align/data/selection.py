@@ -118,7 +118,7 @@ def _hold_out(chosen: _Selection, fraction: float, which: Which) -> None:
         raise UserError(
             "Too few different prompts to hold some out.",
             f"{len(by_hash)} prompts, data.heldout_fraction={fraction}",
-            "use a smaller data.heldout_fraction, or data.heldout_source",
+            "use a smaller data.heldout_fraction (0 holds out nothing), or data.heldout_source",
         )
     held_out = set(by_hash[:count])
     inside = np.array([prompt in held_out for prompt in prompts], dtype=bool)

@@ -251,3 +251,14 @@ def test_accelerate_reads_the_launch_files(path: Path) -> None:
     assert isinstance(config, ClusterConfig) and config.num_processes % config.num_machines == 0
     assert config.mixed_precision == "no"  # the run decides
     assert config.distributed_type != "MULTI_CPU", "accelerate starts one process with it, whatever num_processes"
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name in ("sdxl", "sd15")], ids=name)
+def test_a_recipe_with_another_source_reads_nothing_of_pick_a_pic(path: Path) -> None:
+    data = load_config(path, ["data.source=pairs.jsonl"]).data
+    assert data.heldout_source is None
+    config = load_config(path)
+    makes_its_own = config.rollout is not None or config.online is not None
+    assert data.heldout_fraction == (0.0 if makes_its_own else 0.05)
+    if makes_its_own:  # prompts come from a file
+        assert config.data.heldout_source is None and config.rollout is not None and config.rollout.prompts is not None

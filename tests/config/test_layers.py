@@ -31,6 +31,48 @@ def test_another_source_drops_the_split_of_the_earlier_one(write: WriteConfig) -
     assert merge(file, ["data.source=owner/pairs"]).values["data"]["split"] == "train"
 
 
+class TestHeldOutPairsOfAnotherSource:
+    RECIPE = "data: {source: owner/pairs, heldout_source: owner/pairs, heldout_split: validation}\n"
+
+    def test_are_dropped_and_a_share_is_held_out(self, write: WriteConfig, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level("INFO")
+        found = merge(write(self.RECIPE), ["data.source=mine.jsonl"])
+        assert found.values["data"] == {"source": "mine.jsonl", "heldout_fraction": 0.05}
+        assert set(found.places) & {"data.heldout_source", "data.heldout_split"} == set()
+        assert "data.heldout_source owner/pairs" in caplog.text and "mine.jsonl" in caplog.text
+
+    def test_also_in_a_file_that_extends_a_recipe(self, write: WriteConfig) -> None:
+        write(self.RECIPE, "recipe.yaml")
+        child = write("extends: recipe.yaml\ndata: {source: mine.jsonl}\n")
+        assert merge(child).values["data"] == {"source": "mine.jsonl", "heldout_fraction": 0.05}
+        assert merge(child, ["data.heldout_fraction=0.2"]).values["data"]["heldout_fraction"] == 0.2
+        named = merge(child, ["data.heldout_source=held.jsonl"]).values["data"]
+        assert named == {"source": "mine.jsonl", "heldout_source": "held.jsonl"}
+
+    @pytest.mark.parametrize(
+        ("words", "data"),
+        [
+            (["data.source=owner/pairs"], {"heldout_source": "owner/pairs", "heldout_split": "validation"}),
+            (["data.heldout_source=null"], {"heldout_source": None}),
+            (["data.heldout_source=held.jsonl"], {"heldout_source": "held.jsonl"}),
+            (["data.heldout_fraction=0"], {"heldout_fraction": 0}),
+            (["data.heldout_source=null", "data.heldout_fraction=0.1"],
+             {"heldout_source": None, "heldout_fraction": 0.1}),
+            (["personal.heldout_users=0.1"], {}),
+        ],
+    )  # fmt: skip
+    def test_unless_something_else_is_said(self, write: WriteConfig, words: list[str], data: dict) -> None:
+        source = [] if words[0].startswith("data.source") else ["data.source=mine.jsonl"]
+        found = merge(write(self.RECIPE), [*source, *words]).values["data"]
+        found.pop("source")
+        assert found == data
+
+    def test_runs_that_make_their_own_pairs_hold_out_nothing(self, write: WriteConfig) -> None:
+        file = write(self.RECIPE + "rollout: {preset: spo}\nvalidation: {heldout_pairs: 8, validation_steps: 5}\n")
+        found = merge(file, ["data.source=mine.jsonl"]).values
+        assert found["data"] == {"source": "mine.jsonl"} and found["validation"] == {"validation_steps": 5}
+
+
 def test_another_preset_starts_the_objective_afresh(write: WriteConfig) -> None:
     write("objective: {preset: dpo, beta: 2000, link: hinge}\n", "dpo.yaml")
     child = write("extends: dpo.yaml\nobjective: {preset: mapo}\n")
