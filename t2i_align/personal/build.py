@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -108,12 +107,15 @@ def _shown_pairs(
     """Features are computed by one process, before the others read them."""
     extractor = open_extractor(section.features or "", accelerator.device)
     folder = config.data.cache_dir or str(Path(config.output_dir) / "features")
-    sources: dict[str, tuple[Any, Any]] = {"train": (provider.source, provider.training_pairs)}
-    if provider.heldout_source is not None:
-        sources["heldout"] = (provider.heldout_source, provider.heldout_pairs)
+    sources = provider.sides()
     with accelerator.main_process_first():
         sides = {
             purpose: Answered(source, pair_features(source, extractor, Path(folder).expanduser()), pairs)
             for purpose, (source, pairs) in sources.items()
         }
+    provider.keep({purpose: answered.showable() for purpose, answered in sides.items()})
+    sides = {
+        purpose: Answered(source, sides[purpose].features, pairs)
+        for purpose, (source, pairs) in provider.sides().items()
+    }
     return ShownPairs(section, sides, config.seed, torch.device(accelerator.device), extractor.name)

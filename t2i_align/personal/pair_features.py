@@ -44,6 +44,10 @@ class PairFeatures:
         """By name, as stored."""
         return {name: getattr(self, name) for name in ("pictures", "index", "captions", "caption")}
 
+    def pairs_of_pictures(self) -> list[tuple[int, int]]:
+        """N times what identifies a pair: its two pictures, whichever stands first and whatever the caption."""
+        return [(min(pair), max(pair)) for pair in self.index.tolist()]
+
     def shown(self, pairs: list[int], first_wins: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
         """Winners ``[S, F]``, losers ``[S, F]`` and captions ``[S, C]`` of some pairs."""
         rows = self.index[pairs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from t2i_align.config.schema import RunConfig
 from t2i_align.data.batch import PairBatch
+from t2i_align.data.pair_source import PairSource
 from t2i_align.data.provider import HELDOUT_ORDER_SEED, PairProvider, Work
 from t2i_align.data.sampler import permutation
 from t2i_align.data.transform import Geometry
@@ -74,6 +75,33 @@ class UserPairs(PairProvider):
         """Where the held-out pairs are; None without any."""
         return None if self._held_reader is None else self._held_reader.source
 
+    def sides(self) -> dict[str, tuple[PairSource, Pairs]]:
+        """Source and rows by user of the training pairs, and of the held-out ones where there are any."""
+        found = {"train": (self.source, self.training_pairs)}
+        if self.heldout_source is not None:
+            found["heldout"] = (self.heldout_source, self.heldout_pairs)
+        return found
+
+    def keep(self, pairs: Mapping[str, Pairs]) -> None:
+        """Use only some of the pairs, once their pictures are known: those that can be shown with others.
+
+        Args:
+            pairs: by `sides`' names.
+
+        Raises:
+            UserError: none are left.
+        """
+        for what, (_, before) in self.sides().items():
+            gone = sum(map(len, before.values())) - sum(map(len, pairs[what].values()))
+            name = "training" if what == "train" else "held-out"
+            if not pairs[what]:
+                raise self._nobody(before, name)
+            if gone:
+                logger.info("%d %s pairs have no other pair of other pictures and another prompt: left out", gone, name)
+        self.training_pairs, self.heldout_pairs = pairs["train"], pairs.get("heldout", self.heldout_pairs)
+        self._order = BalancedOrder(self.training_pairs, self._seed)
+        self._count = sum(map(len, self.training_pairs.values()))
+
     def batch(self, step: int, micro_step: int) -> PairBatch:
         """See `PairProvider`; with rewards, winner and loser are as the drawn weights have it."""
         return self._judged(super().batch(step, micro_step), "train")
@@ -123,14 +151,17 @@ class UserPairs(PairProvider):
     def _showable(self, pairs: Pairs, source: Any, what: str) -> Pairs:
         kept = with_other_prompts(pairs, source)
         if not kept:
-            raise UserError(
-                f"No user of the {what} pairs can be shown to the model.",
-                f"{len(pairs)} users, none of whom decided pairs of two different prompts",
-                "use encoder: table, or data with more pairs per user",
-            )
+            raise self._nobody(pairs, what)
         if len(kept) < len(pairs):
             logger.info("%d %s users without pairs of two prompts are left out", len(pairs) - len(kept), what)
         return kept
+
+    def _nobody(self, pairs: Pairs, what: str) -> UserError:
+        return UserError(
+            f"No user of the {what} pairs can be shown to the model.",
+            f"{len(pairs)} users, none of whom decided pairs of two different prompts and other pictures",
+            "use encoder: table, or data with more pairs per user",
+        )
 
     def _unseen(self, pairs: Pairs, source: Any, origin: Origin, what: str) -> Pairs:
         """Without the pairs that made a user's own array, and without users who could not be embedded."""

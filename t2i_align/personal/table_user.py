@@ -112,5 +112,5 @@ def _config(run: Path, address: str) -> RunConfig:
     config = load_config(run / "config.yaml", [])
     answers = {"source": address, "heldout_source": None, "heldout_fraction": 0.0, "cache_dir": None}
     answers |= {"max_pairs": None, "shuffle_labels": False, "proportion_empty_prompts": 0.0}
-    data = config.data.model_copy(update={**answers, "format": "auto", "split": "train"})
+    data = config.data.model_copy(update={**answers, "format": "auto", "split": "train", "columns": {}})
     return config.model_copy(update={"data": data})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -134,7 +135,7 @@ class RewardUsers:
 
 
 class ShownPairs:
-    """Users as some of their other pairs, of other prompts than the pair that is trained on.
+    """Users as some of their other pairs, of other prompts and pictures than the pair that is trained on.
 
     Which ones is drawn for every pair and epoch, so a user is never the same four pictures.
 
@@ -193,16 +194,38 @@ class Answered:
         self.features, self.pairs, self.labels = features, pairs, source.labels()
         self.row = {pair_id: row for row, pair_id in enumerate(source.pair_ids())}
         self._prompts = [normalise(caption) for caption in source.captions()]
+        self._pictures = features.pairs_of_pictures()
         self._user = {row: user for user, rows in pairs.items() for row in rows}
 
     def others(self, row: int) -> list[int]:
-        """Decided pairs of the same user for other prompts; at least one, see `crowd.with_other_prompts`."""
-        prompt = self._prompts[row]
+        """Decided pairs of the same user for other prompts and of other pictures.
+
+        An answer to the same two pictures under other words is the answer that is to be foreseen.
+        """
+        prompt, pictures = self._prompts[row], self._pictures[row]
         return [
             other
             for other in self.pairs[self._user[row]]
-            if self._prompts[other] != prompt and self.labels[other] != 0.5
+            if self._prompts[other] != prompt and self._pictures[other] != pictures and self.labels[other] != 0.5
         ]
+
+    def showable(self) -> Pairs:
+        """The pairs that have `others`, by user."""
+        kept = {}
+        for user, rows in self.pairs.items():
+            decided = [row for row in rows if self.labels[row] != 0.5]
+            prompts = Counter(self._prompts[row] for row in decided)
+            pictures = Counter(self._pictures[row] for row in decided)
+            both = Counter((self._prompts[row], self._pictures[row]) for row in decided)
+
+            def count(row: int) -> int:
+                """Decided pairs that differ from a row in both; the sum of the others, without counting twice."""
+                prompt, pair = self._prompts[row], self._pictures[row]
+                return len(decided) - prompts[prompt] - pictures[pair] + both[prompt, pair]  # noqa: B023
+
+            if found := [row for row in rows if count(row)]:
+                kept[user] = found
+        return kept
 
     def show(self, rows: list[int], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """`count` of the rows at most, as winners, losers and captions."""

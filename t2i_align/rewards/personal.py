@@ -153,7 +153,8 @@ def train(config: PersonalRewardConfig) -> PersonalResult:
     data = config.data.as_data()
     source = open_source(data, "train", config.seed)
     training, heldout = split_users(pairs_by_user(source), config.few_shot.heldout_users)
-    everything = comparisons(source, pair_features(source, extractor, cache))
+    features = pair_features(source, extractor, cache)
+    everything = comparisons(source, features)
     kept = torch.tensor([row for rows in training.values() for row in rows])
     names = [user for user, rows in training.items() for _ in rows]
     pairs = PreferencePairs.build(everything.features, everything.index[kept], everything.label[kept], names)
@@ -168,11 +169,13 @@ def train(config: PersonalRewardConfig) -> PersonalResult:
     (folder / "config.yaml").write_text(resolved, encoding="utf-8")
     if config.data.heldout_source is not None:
         source = open_source(data, "heldout", config.seed)
-        everything = comparisons(source, pair_features(source, extractor, cache))
+        features = pair_features(source, extractor, cache)
+        everything = comparisons(source, features)
         heldout = pairs_by_user(source)
     if not heldout:
         return PersonalResult(folder / "model", None)
-    curve = measure(head, pooled, everything, heldout, source.captions(), config)
+    looks = features.pairs_of_pictures()
+    curve = measure(head, pooled, everything, heldout, list(zip(source.captions(), looks, strict=True)), config)
     write_curve(curve, folder)
     return PersonalResult(folder / "model", curve)
 
@@ -204,10 +207,17 @@ def measure(
     pooled: PersonalHead,
     pairs: PreferencePairs,
     users: Mapping[str, list[int]],
-    captions: list[str],
+    asked_about: list[tuple[str, tuple[int, int]]],
     config: PersonalRewardConfig,
 ) -> FewShotCurve:
     """The few-shot curve over held-out users, who are asked about some prompts and tested on others.
+
+    Args:
+        head, pooled: what is measured, and one taste for all.
+        pairs: of the source.
+        users: rows of the source by user.
+        asked_about: caption and pictures of every pair; nobody is tested on pictures they were asked about.
+        config: shots.
 
     Raises:
         UserError: no user has enough pairs.
@@ -215,7 +225,7 @@ def measure(
     most = max(config.few_shot.shots)
     support, test = {}, {}
     for user, rows in users.items():
-        asked, kept = _divide([row for row in rows if pairs.label[row] != 0.5], captions, most, config.seed)
+        asked, kept = _divide([row for row in rows if pairs.label[row] != 0.5], asked_about, most, config.seed)
         if len(asked) < most or len(kept) < LEAST_TEST_PAIRS:
             continue
         support[user], test[user] = (
@@ -231,16 +241,20 @@ def measure(
     return few_shot_curve(head, support, test, shots, pooled, config.few_shot.active, config.seed)
 
 
-def _divide(rows: list[int], captions: list[str], count: int, seed: int) -> tuple[list[int], list[int]]:
-    """`count` rows to ask about, and those of all other prompts; prompts are taken in a seeded order."""
+def _divide(
+    rows: list[int], asked_about: list[tuple[str, tuple[int, int]]], count: int, seed: int
+) -> tuple[list[int], list[int]]:
+    """`count` rows to ask about, and those of all other prompts and pictures; prompts are taken in a seeded order."""
     by_prompt: dict[str, list[int]] = {}
     for place in permutation(0, len(rows), seed).tolist() if rows else []:
-        by_prompt.setdefault(normalise(captions[rows[place]]), []).append(rows[place])
+        by_prompt.setdefault(normalise(asked_about[rows[place]][0]), []).append(rows[place])
     asked: list[int] = []
     prompts = list(by_prompt)
     while prompts and len(asked) < count:
         asked += by_prompt[prompts.pop(0)]
-    return asked[:count], [row for prompt in prompts for row in by_prompt[prompt]]
+    seen = {asked_about[row][1] for row in asked}
+    rest = [row for prompt in prompts for row in by_prompt[prompt]]
+    return asked[:count], [row for row in rest if asked_about[row][1] not in seen]
 
 
 def write_curve(curve: FewShotCurve, folder: Path) -> None:
