@@ -66,6 +66,11 @@ class EnsembleScorer(BaseScorer):
     def preprocessors(self) -> tuple[Preprocessor, ...]:
         return tuple(dict.fromkeys(p for scorer in self.scorers for p in scorer.preprocessors))
 
+    def cut_prompts(self, prompts: Sequence[str]) -> tuple[int, int] | None:
+        """See `BaseScorer`; of the member that reads least."""
+        found = [cut for scorer in self.scorers if (cut := scorer.cut_prompts(prompts)) is not None]
+        return max(found, key=lambda cut: (cut[0], -cut[1]), default=None)
+
     def score_prepared(self, prompts: Prompts, prepared: Prepared) -> Tensor:
         return self._combine([scorer.score_prepared(prompts, prepared) for scorer in self.scorers])
 

@@ -33,10 +33,10 @@ from reward_models.preprocess import Preprocessor
 from reward_models.scorer import version_string
 from reward_models.tokenizers import (
     ClipTokenise,
+    OpenClipTokenise,
     Tokenise,
     has_tokenizer,
     load_hf_tokenizer,
-    open_clip_tokenise,
 )
 from reward_models.towers import OpenClipTower, freeze, open_clip_config, without_memory
 
@@ -155,7 +155,7 @@ def hps_tokenise(tokenizer: str | Path | None, tower: OpenClipTower) -> Tokenise
                 found=f"a vocabulary of {tower.vocab_size}, open_clip's has {_OPEN_CLIP_VOCABULARY}",
                 fix="pass tokenizer=FOLDER",
             )
-        return open_clip_tokenise(tower.context_length)
+        return OpenClipTokenise(tower.context_length)
     tokenise = ClipTokenise(load_hf_tokenizer(tokenizer), tower.context_length, pad_id=0)
     tokenise.check(tower.vocab_size, eos_token_id=2)  # open_clip pools at the highest id
     return tokenise

@@ -90,6 +90,14 @@ class BaseScorer(ABC):
         """Names and sizes of the image pipelines, as stored with every score."""
         return "; ".join(str(preprocessor) for preprocessor in self.preprocessors)
 
+    def cut_prompts(self, prompts: Sequence[str]) -> tuple[int, int] | None:
+        """How many prompts are longer than what the scorer reads of them, and how many tokens that is; None where it
+        reads all of any prompt."""
+        tokenise = getattr(self, "tokenise", None)
+        if tokenise is None:
+            return None
+        return sum(length > tokenise.length for length in tokenise.lengths(list(prompts))), tokenise.length
+
     def prepare(self, image: ImageSource) -> Prepared:
         """Decode and preprocess one picture on the CPU; what decoding workers run."""
         return prepare_image(image, self.preprocessors)

@@ -63,6 +63,10 @@ class ClipTokenise:
             ids[index, : len(row)] = torch.tensor(row)
         return ids
 
+    def lengths(self, prompts: list[str]) -> list[int]:
+        """Tokens of each prompt, uncut; those beyond `length` are not read."""
+        return [len(ids) for ids in self.tokenizer(prompts, verbose=False)["input_ids"]] if prompts else []
+
     def check(self, vocab_size: int, eos_token_id: int) -> None:
         """Raise where a text tower would silently pool the wrong position.
 
@@ -85,12 +89,24 @@ class ClipTokenise:
             )
 
 
-def open_clip_tokenise(length: int) -> Tokenise:
-    """open_clip's own BPE (49,408 entries), zero padded; the one HPS was trained with."""
-    from open_clip.tokenizer import SimpleTokenizer
+class OpenClipTokenise:
+    """open_clip's own BPE (49,408 entries), zero padded; the one HPS was trained with.
 
-    tokenizer = SimpleTokenizer(context_length=length)
-    return lambda prompts: tokenizer(prompts)
+    Args:
+        length: context length.
+    """
+
+    def __init__(self, length: int) -> None:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        self.tokenizer, self.length = SimpleTokenizer(context_length=length), length
+
+    def __call__(self, prompts: list[str]) -> Tensor:
+        return self.tokenizer(prompts)
+
+    def lengths(self, prompts: list[str]) -> list[int]:
+        """Tokens of each prompt, uncut, start and end among them."""
+        return [len(self.tokenizer.encode(prompt)) + 2 for prompt in prompts]
 
 
 class BertTokenise:
@@ -112,6 +128,10 @@ class BertTokenise:
                 fix="pass bert-base-uncased, or the tokenizer the model was trained with",
             )
         self.tokenizer, self.length = tokenizer, length
+
+    def lengths(self, prompts: list[str]) -> list[int]:
+        """Tokens of each prompt, uncut, [CLS] and [SEP] among them."""
+        return [len(ids) for ids in self.tokenizer(prompts, verbose=False)["input_ids"]] if prompts else []
 
     def __call__(self, prompts: list[str]) -> Tensor:
         arguments: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": self.length}

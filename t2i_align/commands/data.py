@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,8 @@ from t2i_align.commands.common import ConfigFile, Overrides, is_main_process, pr
 from t2i_align.errors import UserError
 
 if TYPE_CHECKING:
-    from t2i_align.config.schema import DataConfig
+    from t2i_align.backbones.tokenizers import PromptLength
+    from t2i_align.config.schema import DataConfig, ModelConfig
 
 YAML_SUFFIXES = (".yaml", ".yml")
 FORMATS = ("auto", "pickapic", "jsonl", "ranked", "table", "folders")
@@ -19,6 +21,7 @@ SOURCE_HELP = (
     "Parquet file or folder, dataset folder or hub id, JSONL, CSV or TSV file, folder with chosen/ and rejected/, or "
     "shapes:pairs."
 )
+logger = logging.getLogger(__name__)
 app = typer.Typer(help="Check, cache and convert preference pairs.", no_args_is_help=True)
 
 
@@ -29,27 +32,49 @@ def check(
         typer.Argument(metavar="CONFIG-OR-SOURCE", help=f"YAML file of a run, or: {SOURCE_HELP}", show_default=False),
     ],
     overrides: Overrides = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model whose tokenizer cuts the captions; a CONFIG names its own.", show_default=False),
+    ] = None,
 ) -> None:
-    """Report what would train: counts, ties, sizes, defects.
+    """Report what would train: counts, ties, sizes, crops, captions that are cut, defects.
 
     Every picture is decoded once. For a SOURCE, overrides name keys of the data section, for example
     data.resolution=1024. Exits with 2 when the data cannot train.
     """
     from t2i_align.data.check import check as check_data
 
+    data, config_model = _sections(target, overrides or [])
+    tokenizers = _tokenizers(model, config_model)
     with progress_bar() as progress:
-        report = check_data(_data_section(target, overrides or []), progress)
+        report = check_data(data, progress, tokenizers)
     print(report.render())
     report.require_trainable()
 
 
-def _data_section(target: str, overrides: list[str]) -> DataConfig:
-    """The data section of a YAML file, or of a source with defaults for everything that is not overridden."""
+def _sections(target: str, overrides: list[str]) -> tuple[DataConfig, ModelConfig | None]:
+    """Data and model of a YAML file; or of a source, with defaults for everything that is not overridden."""
     from t2i_align.config.loading import load_config, load_data_section
 
     if target.endswith(YAML_SUFFIXES):
-        return load_config(target, overrides).data
-    return load_data_section([f"data.source={target}", *overrides])
+        config = load_config(target, overrides)
+        return config.data, config.model
+    return load_data_section([f"data.source={target}", *overrides]), None
+
+
+def _tokenizers(named: str | None, model: ModelConfig | None) -> list[PromptLength] | None:
+    """Of the model that is named, or else that of the configuration where it is at hand; None where none is known."""
+    from t2i_align.backbones.tokenizers import of_model, prompt_lengths
+
+    if named is not None:
+        return prompt_lengths(named)
+    if model is None:
+        return None
+    try:
+        return of_model(model)
+    except UserError as error:  # data can be looked at before a model is there
+        logger.warning("captions are not counted: %s %s", error.what, error.found)
+        return None
 
 
 @app.command()

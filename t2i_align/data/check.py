@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from t2i_align.config.schema import DataConfig
 from t2i_align.data.cache_store import key_of
-from t2i_align.data.check_report import DataReport, PictureSummary
+from t2i_align.data.check_report import CaptionLengths, DataReport, PictureSummary
 from t2i_align.data.pair_source import PairSource
 from t2i_align.data.pictures import UndecodableImage, decode
 from t2i_align.data.prefetch import map_ahead
@@ -22,7 +23,24 @@ from t2i_align.errors import UserError
 Progress = Callable[[str, int, int], None]
 
 
-def check(config: DataConfig, progress: Progress | None = None) -> DataReport:
+class Tokenizer(Protocol):
+    """What `check` needs to know of a model's tokenizer; `backbones.tokenizers.PromptLength` is one."""
+
+    @property
+    def name(self) -> str:
+        """For the report."""
+
+    @property
+    def limit(self) -> int:
+        """Tokens that are read."""
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Tokens of every text, uncut."""
+
+
+def check(
+    config: DataConfig, progress: Progress | None = None, tokenizers: Sequence[Tokenizer] | None = None
+) -> DataReport:
     """Read everything a run would use, decoding every picture once.
 
     Defects are reported, not raised; `DataReport.require_trainable` refuses.
@@ -30,6 +48,7 @@ def check(config: DataConfig, progress: Progress | None = None) -> DataReport:
     Args:
         config: the data section.
         progress: called with what is read, the number done and the total.
+        tokenizers: of the model that will be trained; None where it is not known.
 
     Raises:
         UserError: the source cannot be opened at all.
@@ -59,7 +78,21 @@ def check(config: DataConfig, progress: Progress | None = None) -> DataReport:
         undecodable=tally.undecodable + held_out_tally.undecodable,
         leaves_out_undecodable=config.cache_dir is not None,
         errors=errors,
+        captions=None if tokenizers is None else _caption_lengths(training, tokenizers),
     )
+
+
+def _caption_lengths(source: PairSource | None, tokenizers: Sequence[Tokenizer]) -> list[CaptionLengths]:
+    """How many of the different training captions each tokenizer cuts."""
+    if source is None:
+        return []
+    texts = list(dict.fromkeys([*source.captions(), *(source.captions_1() or [])]))
+    found = []
+    for tokenizer in tokenizers:
+        lengths = tokenizer.lengths(texts)
+        cut = sum(length > tokenizer.limit for length in lengths)
+        found.append(CaptionLengths(tokenizer.name, tokenizer.limit, len(texts), cut, max(lengths, default=0)))
+    return found
 
 
 def label_histogram(labels: np.ndarray) -> dict[str, int]:
@@ -110,6 +143,7 @@ class _Tally:
     def summary(self, resolution: int) -> PictureSummary:
         """The counts a report shows."""
         ratios = sorted(width / height for width, height in self.sizes.elements())
+        lost = [1.0 - min(size) / max(size) for size in self.sizes.elements()]
         repeated = [labels for labels in self.judgements.values() if len(labels) > 1]
         return PictureSummary(
             different=len(self.occurrences),
@@ -123,6 +157,10 @@ class _Tally:
             smaller_than_resolution=sum(n for size, n in self.sizes.items() if min(size) < resolution),
             aspect_ratios=(ratios[0], ratios[len(ratios) // 2], ratios[-1]) if ratios else None,
             pairs_of_unequal_size=self.unequal_sizes,
+            seen=len(lost),
+            cropped=sum(share > 0 for share in lost),
+            lost=sum(lost) / len(lost) if lost else 0.0,
+            most_lost=max(lost, default=0.0),
         )
 
 

@@ -24,6 +24,9 @@ class PictureSummary:
         smaller_than_resolution: pictures that training enlarges.
         aspect_ratios: smallest, median and largest width / height.
         pairs_of_unequal_size: pairs whose pictures differ in size.
+        seen: pictures that were decoded, each as often as it occurs.
+        cropped: of them, those that are no squares. lost, most_lost: share of the pixels that the square leaves out, of
+            all pictures and of the picture that loses most.
     """
 
     different: int
@@ -37,6 +40,27 @@ class PictureSummary:
     smaller_than_resolution: int
     aspect_ratios: tuple[float, float, float] | None
     pairs_of_unequal_size: int
+    seen: int
+    cropped: int
+    lost: float
+    most_lost: float
+
+
+@dataclass(frozen=True)
+class CaptionLengths:
+    """What one tokenizer makes of the captions.
+
+    Attributes:
+        name: of the tokenizer.
+        limit: tokens that are read, start and end among them.
+        captions: different ones. cut: of them, the longer ones. longest: tokens of the longest.
+    """
+
+    name: str
+    limit: int
+    captions: int
+    cut: int
+    longest: int
 
 
 @dataclass(frozen=True)
@@ -58,6 +82,7 @@ class DataReport:
         undecodable: "where: reason", training and held-out.
         leaves_out_undecodable: whether the run leaves such pairs out (it caches), or would stop.
         errors: what stops the data from being opened for training.
+        captions: their lengths, by tokenizer; None where no tokenizer is known.
     """
 
     address: str
@@ -76,6 +101,7 @@ class DataReport:
     undecodable: list[str]
     leaves_out_undecodable: bool
     errors: list[UserError] = field(default_factory=list)
+    captions: list[CaptionLengths] | None = None
     read_as: str = ""
     not_read: str = ""
 
@@ -110,6 +136,7 @@ class DataReport:
                 ("usable pairs", f"{self.usable}{_counts(self.left_out)}"),
                 ("labels", ", ".join(f"{n} {name}" for name, n in self.labels.items() if n) or "none"),
                 ("prompts", f"{self.prompts} different"),
+                *self._caption_lines(),
                 ("users", self._users()),
             ],
             self._picture_lines(),
@@ -121,6 +148,17 @@ class DataReport:
             _listed("pair", "that cannot be decoded", self.undecodable),
         ]
         return "\n\n".join([text, *filter(None, lists), self._verdict()])
+
+    def _caption_lines(self) -> list[tuple[str, str]]:
+        if self.captions is None:
+            return [("caption lengths", "not counted: no tokenizer (--model names one)")]
+        return [
+            (
+                "caption lengths",
+                f"{found.cut} of {found.captions} cut at {found.limit} tokens ({found.name}); longest {found.longest}",
+            )
+            for found in self.captions
+        ]
 
     def _users(self) -> str:
         counts = self.pairs_per_user
@@ -140,11 +178,21 @@ class DataReport:
             ("pictures", f"{seen.different} different; {several}"),
             ("sizes", sizes + more),
             ("width / height", f"{least:.2f} to {most:.2f}, median {median:.2f}"),
+            ("cropped", self._cropped()),
             ("to be enlarged", f"{counted(seen.smaller_than_resolution, 'picture')} smaller than data.resolution"),
             ("unequal sizes", counted(seen.pairs_of_unequal_size, "pair")),
             ("same picture", f"{counted(seen.identical_pairs, 'pair')} of a picture with itself"),
             ("repeated", f"{counted(seen.repeated_pairs, 'pair')}, {seen.contradictory_pairs} judged both ways"),
         ]
+
+    def _cropped(self) -> str:
+        seen = self.pictures
+        if not seen.cropped:
+            return "nothing: all pictures are squares"
+        return (
+            f"{seen.lost:.1%} of the pixels: {seen.cropped} of {seen.seen} pictures are no squares, "
+            f"the longest loses {seen.most_lost:.0%}"
+        )
 
     def _heldout_lines(self) -> list[tuple[str, str]]:
         if self.heldout_pairs is None:

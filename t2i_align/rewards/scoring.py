@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from reward_models.score_files import ScoreReport, score_files
+from reward_models.scorer import BaseScorer
 from t2i_align.data.convert import new_parquet
 from t2i_align.data.wording import counted
 from t2i_align.errors import UserError
@@ -18,6 +20,7 @@ from t2i_align.rewards.pictures import open_pictures
 from t2i_align.rewards.scorers import load_scorers
 
 SHOWN_FAILURES = 5
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ def score(
         raise UserError("There are no pictures to score.", images, "name a folder or file with pictures")
     processes = Processes.here()
     loaded = load_scorers(scorers, processes.device(device), dtype)
+    if processes.is_main:
+        _say_what_is_cut(loaded, list(dict.fromkeys(item.prompt for item in items)))
     output.parent.mkdir(parents=True, exist_ok=True)
     report = score_files(
         loaded,
@@ -103,3 +108,14 @@ def score(
     names, values = np.array(table["scorer"].to_pylist()), table["score"].to_numpy()
     spread = {one.name: values[names == one.name] for one in loaded}
     return Scored(output, report, {name: (float(part.mean()), float(part.std())) for name, part in spread.items()})
+
+
+def _say_what_is_cut(scorers: Sequence[BaseScorer], prompts: list[str]) -> None:
+    """A message for every scorer that does not read the whole of some prompts."""
+    for scorer in scorers:
+        cut = scorer.cut_prompts(prompts)
+        if cut is not None and cut[0]:
+            logger.warning(
+                "%d of %d prompts are cut at the %d tokens that %s reads: the rest of them is not judged",
+                *(cut[0], len(prompts), cut[1], scorer.name),
+            )

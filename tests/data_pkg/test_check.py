@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from t2i_align.cli import app
 from t2i_align.data.check import check
 from t2i_align.errors import UserError
 
@@ -30,10 +32,52 @@ def test_clean_data(tmp_path: Path) -> None:
     assert pictures.sizes == [((16, 16), 5), ((32, 16), 1)]
     assert pictures.aspect_ratios == (1.0, 1.0, 2.0)
     assert (pictures.smaller_than_resolution, pictures.pairs_of_unequal_size) == (6, 1)
+    # five squares and one picture twice as wide as high: half of it, a twelfth of all shares
+    assert (pictures.seen, pictures.cropped, pictures.most_lost) == (6, 1, 0.5)
+    assert pictures.lost == pytest.approx(0.5 / 6)
     assert report.is_trainable
     report.require_trainable()
     text = report.render()
+    assert "8.3% of the pixels: 1 of 6 pictures are no squares, the longest loses 50%" in text
+    assert "not counted: no tokenizer" in text
     assert "4 in " in text and "left out: 1 tie" in text and text.endswith("This data can train.")
+
+
+class Words:
+    """A tokenizer of words with a start and an end."""
+
+    name, limit = "words", 4
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        return [len(text.split()) + 2 for text in texts]
+
+
+def test_captions_that_are_cut(tmp_path: Path) -> None:
+    columns = pickapic([1.0] * 4, caption=["one two", "one two three", "one two three", "one"])
+    columns["caption_1"] = [None, None, None, "one two three four five"]
+    report = check(data_config(write_parquet(tmp_path / "p.parquet", columns)), tokenizers=[Words()])
+    assert "2 of 4 cut at 4 tokens (words); longest 7" in report.render()
+
+
+def test_the_tokenizer_of_a_model_counts_for_the_command(tmp_path: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    from t2i_align.backbones.tokenizers import prompt_lengths
+    from t2i_align.shapes.assets import resolve
+
+    first, second = prompt_lengths("shapes:base")
+    assert (first.name, second.name) == ("tokenizer", "tokenizer_2")
+    whole = CLIPTokenizer.from_pretrained(resolve("shapes:base"), subfolder="tokenizer")
+    long = "a small red circle " * 40
+    assert first.lengths(["a red circle", long]) == [len(whole(text)["input_ids"]) for text in ("a red circle", long)]
+    assert first.lengths([long])[0] > first.limit
+    file = write_parquet(tmp_path / "p.parquet", pickapic([1.0, 1.0], caption=["a red circle", long]))
+    words = ["data", "check", str(file), "data.resolution=16"]
+    said = f"1 of 2 cut at {first.limit} tokens (tokenizer)"
+    result = CliRunner().invoke(app, [*words, "--model", "shapes:base"])
+    assert result.exit_code == 0 and said in result.output, result.output
+    result = CliRunner().invoke(app, [*words, "--model", str(tmp_path)])
+    assert result.exit_code == 2 and "The tokenizer of" in result.output
 
 
 def test_duplicates_and_contradictions(tmp_path: Path) -> None:

@@ -242,3 +242,11 @@ def test_a_picture_listed_twice_is_scored_twice(tmp_path):
     expected = Oracle().score(prompts, [picture(0), picture(0)])["overall"]
     assert [(row["id"], row["prompt"]) for row in rows] == list(zip(["a.png", "a.png#2"], prompts, strict=True))
     assert [row["score"] for row in rows] == pytest.approx([float(value) for value in expected])
+
+
+def test_prompts_that_a_scorer_does_not_read_whole_are_counted(tmp_path, head, caplog):
+    images = pictures_named(tmp_path / "pictures", "a.png", "b.png", "c.png")
+    (tmp_path / "p.csv").write_text(f"file,prompt\na.png,a red circle\nb.png,{'red ' * 200}\nc.png,a red circle\n")
+    scoring.score(images, [f"oracle,pickscore={head}"], tmp_path / "s.parquet", prompts=tmp_path / "p.csv", workers=0)
+    (said,) = [record.getMessage() for record in caplog.records if "are cut at" in record.getMessage()]
+    assert said.startswith("1 of 2 prompts are cut at the ") and "tokens that pickscore reads" in said
