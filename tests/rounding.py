@@ -1,13 +1,14 @@
 """Another processor, by arithmetic: the last bit of a product depends on the shapes it was computed in.
 
-Kernels for matrix products, convolutions, attention and normalisation are chosen by the shapes of their inputs and by what
-the processor offers, so the same row has other last bits in another batch on one machine and the same ones on the next.
-A test that asserts equal bits across batches passes only where it was written. Loaded with ``-p tests.rounding``, this
-plugin moves every result of such an operation by up to two units in the last place, by an amount that its shapes decide:
-the same operation on the same shapes still gives the same bits, and nothing else does. What holds here holds anywhere.
+Kernels for matrix products, convolutions, attention and normalisation are chosen by the shapes of their inputs and by
+what the processor offers, so the same row has other last bits in another batch on one machine and the same ones on the
+next. A test that asserts equal bits across batches passes only where it was written. Loaded with ``-p tests.rounding``,
+this plugin moves every result of such an operation by up to two units in the last place, by an amount that its shapes
+decide: the same operation on the same shapes still gives the same bits, and nothing else does. What holds here holds
+anywhere.
 
-Eight-bit pictures hide so small a change most of the time: ``ROUNDING_UNITS=2000`` makes it one that shows, to find tests
-that compare pictures across batches exactly. Tests with a tolerance may fail then; they say so by how much.
+Eight-bit pictures hide so small a change most of the time: ``ROUNDING_UNITS=2000`` makes it one that shows, to find
+tests that compare pictures across batches exactly. Tests with a tolerance may fail then; they say so by how much.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ def test_policy_starts_exactly_at_the_reference(
     given = inputs(backbone)
     start = reference_prediction(backbone, given)
     difference = (backbone.predict(**given) - start).abs().max()
-    # torch multiplies by a weight that wants gradients in other shapes than by a frozen one, so the whole UNet in training
-    # and its frozen copy may round differently: some 60 layers of a few units in the last place each.
+    # torch multiplies by a weight that wants gradients in other shapes than by a frozen one, so the whole UNet in
+    # training and its frozen copy may round differently: some 60 layers of a few units in the last place each.
     exact = 1e-5 if model["train"] == "full" else 0
     assert difference <= (exact if dtype == torch.float32 else 1e-2)
     perturb(backbone)

@@ -31,7 +31,7 @@ def pictures(folder: Path) -> list[Image.Image]:
 
 
 def same(first: list[Image.Image], second: list[Image.Image]) -> bool:
-    """Up to one level of 255: a network asked about half of a batch rounds differently from one asked about all of it."""
+    """Up to one level of 255: half of a batch may be rounded differently than all of it."""
     differences = [ImageChops.difference(a, b) for a, b in zip(first, second, strict=True)]
     return all(highest <= 1 for difference in differences for _, highest in difference.getextrema())
 

@@ -20,7 +20,7 @@ def pipe(request, tiny_sd, tiny_sdxl):
 
 
 def frozen(pipe):
-    """As an adapter leaves the base: torch multiplies by weights that want gradients in other shapes than by frozen ones."""
+    """As an adapter leaves the base: torch multiplies in other shapes by weights that want gradients."""
     pipe.unet.requires_grad_(False)
     return pipe
 
