@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import sys
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperGroup
@@ -28,10 +31,12 @@ from t2i_align.commands import (
 )
 from t2i_align.commands.common import is_main_process
 from t2i_align.errors import UserError
+from t2i_align.progress import be_quiet
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 MAY_BE_BLANK = ("--prompt",)  # options that take text for a model
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the result, warnings and errors.")]
 
 
 class Root(TyperGroup):
@@ -77,6 +82,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -89,12 +95,13 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and results.")] = False,
+    quiet: Quiet = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Align text-to-image diffusion models with human preferences."""
+    be_quiet(quiet)
     _log_to_stderr(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
 
 
@@ -135,6 +142,37 @@ app.add_typer(objectives.app, name="objectives")
 app.add_typer(personal.app, name="personal")
 app.add_typer(rewards.app, name="rewards")
 app.add_typer(shapes.app, name="shapes")
+
+
+def _with_quiet(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with the option --quiet of its own: people write it last."""
+
+    @functools.wraps(command)
+    def run(*args: Any, quiet: bool = False, **options: Any) -> Any:
+        if quiet:
+            be_quiet()
+            _log_to_stderr(logging.WARNING)
+        return command(*args, **options)
+
+    hints = {**get_type_hints(command, include_extras=True), "quiet": Quiet}
+    own = inspect.signature(command)
+    parameters = [parameter.replace(annotation=hints[name]) for name, parameter in own.parameters.items()]
+    added = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
+    run.__signature__ = own.replace(parameters=[*parameters, added])  # type: ignore[attr-defined]
+    run.__annotations__ = hints
+    return run
+
+
+def _let_all_be_quiet(group: typer.Typer) -> None:
+    for entry in group.registered_commands:
+        if entry.callback is not None:
+            entry.callback = _with_quiet(entry.callback)
+    for inner in group.registered_groups:
+        if inner.typer_instance is not None:
+            _let_all_be_quiet(inner.typer_instance)
+
+
+_let_all_be_quiet(app)
 
 
 def main() -> None:

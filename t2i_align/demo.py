@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from t2i_align import progress
 from t2i_align.config.loading import load_config
 from t2i_align.config.recipes import folder
 from t2i_align.config.schema import RunConfig
@@ -23,7 +24,7 @@ NUM_PROMPTS = 128
 BATCH_SIZE = 50
 
 
-def run(output_dir: str | Path, say: Callable[[str], None] = print) -> dict:
+def run(output_dir: str | Path, say: Callable[[str], None] = progress.say) -> dict:
     """Align the packaged SDXL with Diffusion-DPO and prove it; returns the content of ``summary.json``.
 
     Everything is resumable: run it again after an interruption, or to see the report again.
@@ -69,7 +70,7 @@ def run(output_dir: str | Path, say: Callable[[str], None] = print) -> dict:
         seconds=seconds if tuned.trained or control.trained else _seconds_before(output_dir) or seconds,
         report=report.name,
     )
-    _conclude(summary, report, say)
+    _conclude(summary, report, print if say is progress.say else say)  # the result is said to --quiet too
     return summary
 
 

@@ -259,3 +259,17 @@ def test_named_values() -> None:
     assert named_values(["tuned=runs/dpo"], "--run") == {"tuned": "runs/dpo"}
     with pytest.raises(UserError, match="--run must be written NAME=VALUE"):
         named_values(["runs/dpo"], "--run")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_takes_short_help_and_quiet(command: str) -> None:
+    result = run(*command.split(), "-h")
+    assert result.exit_code == 0 and "-q, --quiet" in result.output or "--quiet, -q" in result.output
+
+
+@pytest.mark.parametrize("words", [("-q", "objectives", "list"), ("objectives", "list", "--quiet")])
+def test_quiet_before_and_after_the_command(words: tuple[str, ...]) -> None:
+    from t2i_align import progress
+
+    assert run(*words).exit_code == 0 and progress.is_quiet()
+    assert run("objectives", "list").exit_code == 0 and not progress.is_quiet()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from t2i_align import progress
 from t2i_align.errors import UserError
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a run.", show_default=False)]
@@ -20,6 +19,7 @@ Overrides = Annotated[
     typer.Argument(metavar="KEY.PATH=VALUE", help="Values that win over the file.", show_default=False),
 ]
 OutputDir = Annotated[Path, typer.Option("--output-dir", "-o", help="Folder to write into.", show_default=False)]
+progress_bar = progress.bars
 
 
 class Stopped(KeyboardInterrupt):
@@ -94,23 +94,3 @@ def chosen_users(words: Sequence[str] | None, models: dict[str, str], base: str 
             raise UserError("None of the models knows users.", word, "give a run of a personal section")
         chosen |= dict.fromkeys(adapters, word)
     return chosen
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None] | None]:
-    """A callback (what, done, total) that draws a bar on stderr; None where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-
-    tasks: dict[str, TaskID] = {}
-    with Progress(console=Console(stderr=True)) as progress:
-
-        def update(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
-
-        yield update

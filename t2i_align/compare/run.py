@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from t2i_align import progress
 from t2i_align.compare.config import Comparison, Preparation
 from t2i_align.errors import UserError
 from t2i_align.evaluation import evaluate
@@ -23,7 +24,7 @@ EVALUATION = "eval"
 
 
 def run(
-    comparison: Comparison, say: Callable[[str], None] = print, *, command: str = "", overwrite: bool = False
+    comparison: Comparison, say: Callable[[str], None] = progress.say, *, command: str = "", overwrite: bool = False
 ) -> Evaluation:
     """Train every recipe that has not been trained, then evaluate all models on the same prompts and noise.
 
@@ -88,7 +89,8 @@ def _prepare(step: Preparation, say: Callable[[str], None]) -> None:
     if Path(step.makes).exists():
         return
     say(f"prepare: t2i-align {step.command}")
-    code = subprocess.run([sys.executable, "-m", "t2i_align", *shlex.split(step.command)], check=False).returncode
+    words = ["-m", "t2i_align", *(["--quiet"] if progress.is_quiet() else []), *shlex.split(step.command)]
+    code = subprocess.run([sys.executable, *words], check=False).returncode
     if code != 0 or not Path(step.makes).exists():
         found = f"exit code {code}, {step.makes} {'was' if Path(step.makes).exists() else 'was not'} written"
         raise UserError(f"Preparing failed: t2i-align {step.command}", found, "see its message above")

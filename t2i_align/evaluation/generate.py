@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from reward_models.files import complete_file
 from t2i_align.errors import UserError
@@ -32,6 +31,7 @@ from t2i_align.evaluation.prompts import PromptSet, load_prompts
 from t2i_align.evaluation.sampling import sample_images
 from t2i_align.evaluation.users import UserChoice
 from t2i_align.processes import Processes, join_lines
+from t2i_align.progress import Progress
 from t2i_align.randomness import address_hash
 
 __all__ = ["grid", "identify", "picture_seed", "run", "sample_images"]
@@ -134,21 +134,20 @@ def run(
         "height": height,
         "width": width,
     }
-    with _progress(show_progress and processes.is_main) as progress:
-        for name, model in models.items():
-            bar = progress.add_task(f"sampling {name}", total=len(todo[name]))
-            if todo[name]:
-                pipeline = load_model(model, base, precision, device)
-                if name in negative:
-                    _add_negative(pipeline, model, negative[name], base, precision, device, negative_merge)
-                with opened.drawing(pipeline, name):
-                    for start in range(0, len(todo[name]), batch_size):
-                        batch = todo[name][start : start + batch_size]
-                        _draw(pipeline, folders[name], batch, name, sampling, chooser)
-                        progress.advance(bar, len(batch))
-                del pipeline
-                _release_memory()
-            _join(processes, folders[name])
+    for name, model in models.items():
+        if todo[name]:
+            pipeline = load_model(model, base, precision, device)
+            if name in negative:
+                _add_negative(pipeline, model, negative[name], base, precision, device, negative_merge)
+            speaks = show_progress and processes.is_main
+            with opened.drawing(pipeline, name), Progress(f"sampling {name}", len(todo[name]), show=speaks) as progress:
+                for start in range(0, len(todo[name]), batch_size):
+                    batch = todo[name][start : start + batch_size]
+                    _draw(pipeline, folders[name], batch, name, sampling, chooser)
+                    progress.advance(len(batch))
+            del pipeline
+            _release_memory()
+        _join(processes, folders[name])
     return folders
 
 
@@ -305,8 +304,3 @@ def _release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _progress(show: bool) -> Progress:
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    return Progress(*columns, disable=not show)

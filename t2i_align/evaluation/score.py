@@ -17,6 +17,7 @@ from t2i_align.evaluation.manifest import Picture, read_manifest
 from t2i_align.evaluation.scorers import Scorer, open_scorer
 from t2i_align.evaluation.table import SCORES_FILE, ScoreRow, ScoreTable
 from t2i_align.processes import Processes, parts_of
+from t2i_align.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -111,11 +112,13 @@ def _score_model(
         for digest, picture in zip(hashes, pictures, strict=True)
     ]
     missing = [index for index, result in enumerate(results) if result is None]
-    for start in range(0, len(missing), batch_size):
-        batch = missing[start : start + batch_size]
-        scores = _score_batch(scorer, [pictures[i].prompt for i in batch], [encoded[i] for i in batch])
-        for index, result in zip(batch, scores, strict=True):
-            results[index] = result
+    with Progress(f"{scorer.name} scores {model}", len(missing), show=Processes.here().is_main) as progress:
+        for start in range(0, len(missing), batch_size):
+            batch = missing[start : start + batch_size]
+            scores = _score_batch(scorer, [pictures[i].prompt for i in batch], [encoded[i] for i in batch])
+            for index, result in zip(batch, scores, strict=True):
+                results[index] = result
+            progress.advance(len(batch))
     if alone:
         _report_missing(scorer, model, folder, results)
     return [

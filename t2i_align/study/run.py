@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reward_models.files import complete_file
-from t2i_align import objectives
+from t2i_align import objectives, progress
 from t2i_align.data.pictures import decode
 from t2i_align.data.sources import open_source
 from t2i_align.errors import UserError
@@ -31,7 +31,7 @@ SCORED_PAIRS = "pairs.parquet"
 OF_REWARDS = frozenset({"scores", "margins", "frequencies", "difficulty"})
 
 
-def run(study: StudyConfig, say: Say = print, only: Collection[str] = (), command: str = "") -> Table:
+def run(study: StudyConfig, say: Say = progress.say, only: Collection[str] = (), command: str = "") -> Table:
     """Run what is missing of a study and write its table after every method.
 
     Everything is kept on disk as it is made: run it again after an interruption, or with more methods or seeds.

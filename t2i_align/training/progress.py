@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
+
+from t2i_align.progress import in_words, is_quiet
 
 SHOWN = {"loss": "loss", "implicit_accuracy": "acc", "margin": "margin", "grad_norm": "grad"}
 PACE_OF = 20  # logged steps over which the pace is taken
@@ -23,7 +24,7 @@ class Progress:
 
     def __init__(self, total: int, enabled: bool) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._total, self._enabled = total, enabled and not _is_quiet()
+        self._total, self._enabled = total, enabled and not is_quiet()
         self._every = max(1, total // 20)
         self._pace: deque[tuple[int, float]] = deque(maxlen=PACE_OF)
         self._bar: Bar | None = None
@@ -64,18 +65,3 @@ class Progress:
         pace = (end - start) / (last - first)
         left = self._total - step
         return [f"{pace:.3g} s/step"] + ([f"{in_words(pace * left)} left"] if left > 0 else [])
-
-
-def in_words(seconds: float) -> str:
-    """``48 s``, ``12 min 5 s``, ``3 h 20 min``."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    parts = (
-        [f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0) + [f"{rest} s"] * (hours == 0 and rest > 0)
-    )
-    return " ".join(parts) or "0 s"
-
-
-def _is_quiet() -> bool:
-    """Whether the command line was told to be: nothing but warnings and results."""
-    return logging.getLogger("t2i_align").level >= logging.WARNING
