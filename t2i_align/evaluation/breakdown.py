@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from reward_models.files import complete_file
-from t2i_align.evaluation import statistics
-from t2i_align.evaluation.results import Comparison, Evaluation
+from t2i_align.evaluation.results import Comparison, Evaluation, corrected
 
 COMPARISONS_FILE = "comparisons.parquet"
 
@@ -25,10 +23,8 @@ def rows(evaluation: Evaluation) -> list[Row]:
     table: list[Row] = [("", "", row) for row in evaluation.comparisons()]
     for group in evaluation.prompts.groups:
         found = list(_within(evaluation, group))
-        adjusted = statistics.holm([row.p_value for _, row in found])
-        table += [
-            (group, label, replace(row, p_adjusted=float(p))) for (label, row), p in zip(found, adjusted, strict=True)
-        ]
+        rows_of = corrected([row for _, row in found])
+        table += [(group, label, row) for (label, _), row in zip(found, rows_of, strict=True)]
     return table
 
 

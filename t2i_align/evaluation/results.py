@@ -17,7 +17,7 @@ from t2i_align.evaluation.prompts import PromptSet
 from t2i_align.evaluation.ranking import elo
 from t2i_align.evaluation.statistics import Estimate
 from t2i_align.evaluation.table import SCORES_FILE, ScoreTable
-from t2i_align.evaluation.verdict import Verdict, judge, judge_all, judge_control
+from t2i_align.evaluation.verdict import Evidence, Verdict, judge, judge_all, judge_control
 
 RESULTS_FILE = "evaluation.json"
 
@@ -31,9 +31,11 @@ class Comparison:
         tie_share: of the pairs.
         mean_difference: model minus baseline.
         p_value: two-sided, by randomly flipping the sign of each prompt's outcome.
-        p_adjusted: after Holm's correction over the table it stands in; None outside a table.
+        p_adjusted: after Holm's correction over ``compared`` comparisons: the models on trial, or the
+            table it stands in.
         detectable_win_rate, detectable_difference: what this many prompts find with a power of 80 %.
-        verdict: what may be said.
+        units: different prompts behind it, or users.
+        constant: the one score that all pictures of both got; None where they differ.
     """
 
     model: str
@@ -46,8 +48,30 @@ class Comparison:
     p_value: float
     detectable_win_rate: float
     detectable_difference: float
-    verdict: Verdict
-    p_adjusted: float | None = None
+    p_adjusted: float
+    compared: int
+    units: int
+    constant: float | None
+
+    @property
+    def evidence(self) -> Evidence:
+        """What a verdict rests on."""
+        return Evidence(self.win_rate, self.p_adjusted, self.compared, self.units, self.constant)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What may be said."""
+        return judge(self.model, self.baseline, self.evidence, f"{self.scorer} {self.dimension}")
+
+    def described(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self) | {"verdict": asdict(self.verdict)}
+
+
+def corrected(rows: Sequence[Comparison]) -> list[Comparison]:
+    """The same rows with Holm's correction over all of them."""
+    adjusted = statistics.holm([row.p_value for row in rows])
+    return [replace(row, p_adjusted=float(p), compared=len(rows)) for row, p in zip(rows, adjusted, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -125,6 +149,18 @@ class Evaluation:
         """
         against = against or self.baseline
         scorer, dimension = self._which(scorer, dimension)
+        family = [name for name in dict.fromkeys([model, *self.subjects]) if name != against]
+        rows = [
+            self._compared(name, against, scorer, dimension, where)
+            for name in family
+            if name == model or self._pairs(name, against, scorer, dimension, where)
+        ]
+        return corrected(rows)[0]
+
+    def _compared(
+        self, model: str, against: str, scorer: str, dimension: str, where: np.ndarray | None = None
+    ) -> Comparison:
+        """The comparison on its own, uncorrected, made once."""
         key = (model, against, scorer, dimension, None if where is None else where.tobytes())
         if key not in self._cache:
             self._cache[key] = self._compare(model, against, scorer, dimension, where)
@@ -132,14 +168,14 @@ class Evaluation:
 
     def comparisons(self) -> list[Comparison]:
         """Every other model against the baseline by every score, Holm-corrected over all of them."""
-        table = [
-            self.comparison(model, self.baseline, scorer, dimension)
-            for model in self.models
-            if model != self.baseline
-            for scorer, dimension in self.scores.dimensions
-        ]
-        adjusted = statistics.holm([comparison.p_value for comparison in table])
-        return [replace(row, p_adjusted=float(p)) for row, p in zip(table, adjusted, strict=True)]
+        return corrected(
+            [
+                self._compared(model, self.baseline, scorer, dimension)
+                for model in self.models
+                if model != self.baseline
+                for scorer, dimension in self.scores.dimensions
+            ]
+        )
 
     def by_group(
         self, model: str, group: str, scorer: str | None = None, dimension: str | None = None
@@ -171,13 +207,8 @@ class Evaluation:
 
     def overall(self, models: Sequence[str]) -> Verdict:
         """What may be said of several models at once, by the primary score."""
-        rows = [self.comparison(name) for name in models]
-        adjusted = statistics.holm([row.p_value for row in rows])
         return judge_all(
-            self.baseline,
-            {row.model: row.win_rate for row in rows},
-            {row.model: float(p) for row, p in zip(rows, adjusted, strict=True)},
-            " ".join(self.primary),
+            self.baseline, {name: self.comparison(name).evidence for name in models}, " ".join(self.primary)
         )
 
     def control_verdict(self, model: str | None = None) -> Verdict | None:
@@ -185,9 +216,9 @@ class Evaluation:
         if self.control is None:
             return None
         subject = model or next(iter(self.subjects), None)
-        gap = None if subject is None else self.comparison(subject, self.control).win_rate
-        rate = self.comparison(self.control).win_rate
-        return judge_control(self.control, self.baseline, rate, subject or self.control, gap)
+        gap = None if subject is None else self.comparison(subject, self.control).evidence
+        of_control = self.comparison(self.control).evidence
+        return judge_control(self.control, self.baseline, of_control, subject or self.control, gap)
 
     def write(self) -> Path:
         """Write ``evaluation.json`` beside the tables: what was done and every number of the report.
@@ -216,7 +247,7 @@ class Evaluation:
             "scorers": self.scores.versions,
             "missing_scores": {name: self.scores.missing(name) for name in self.models},
             "verdicts": {name: asdict(self.verdict(name)) for name in self.subjects},
-            "comparisons": [asdict(row) for row in self.comparisons()],
+            "comparisons": [row.described() for row in self.comparisons()],
         }
         path = self.folder / RESULTS_FILE
         write_text(path, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
@@ -260,6 +291,9 @@ class Evaluation:
         options: dict[str, Any] = {"confidence": self.confidence, "replicates": self.replicates, "users": users}
         rate = statistics.win_rate(scores, baseline, tolerance=self.tolerance, **options)
         outcomes = statistics.paired_outcomes(scores, baseline, self.tolerance)
+        p_value = statistics.sign_flip_p_value(outcomes - 0.5, users=users)
+        texts = self.prompts.prompts if where is None else [self.prompts.prompts[i] for i in np.flatnonzero(where)]
+        usable = ~np.isnan(outcomes).all(axis=1)
         return Comparison(
             model=model,
             baseline=against,
@@ -268,12 +302,15 @@ class Evaluation:
             win_rate=rate,
             tie_share=statistics.tie_share(scores, baseline, self.tolerance),
             mean_difference=statistics.mean_difference(scores, baseline, **options),
-            p_value=statistics.sign_flip_p_value(outcomes - 0.5, users=users),
+            p_value=p_value,
+            p_adjusted=p_value,
+            compared=1,
+            units=rate.users or len({text for text, kept in zip(texts, usable, strict=True) if kept}),
+            constant=statistics.only_value(np.concatenate([scores, baseline])),
             detectable_win_rate=statistics.minimum_detectable_win_rate(rate.users or rate.n, self.confidence),
             detectable_difference=statistics.minimum_detectable_difference(
                 scores - baseline, self.confidence, users=users
             ),
-            verdict=judge(model, against, rate, f"{scorer} {dimension}"),
         )
 
     @property

@@ -196,6 +196,12 @@ def win_rate(
     return estimate
 
 
+def only_value(values: np.ndarray) -> float | None:
+    """The value that all usable entries share; None where they differ."""
+    usable = np.unique(values[~np.isnan(values)])
+    return float(usable[0]) if len(usable) == 1 else None
+
+
 def tie_share(scores: np.ndarray, baseline: np.ndarray, tolerance: float = 0.0) -> float:
     """Share of usable pairs that tie."""
     outcomes = paired_outcomes(scores, baseline, tolerance)

@@ -148,6 +148,8 @@ def _filled(row: Row, setting: Setting, trained: Sequence[Trained], scores: dict
         tuned_over=max(1, len(row.tuning)),
         seeds=len(trained),
         win_rate=statistics.win_rate(models.T, against),
+        p_value=statistics.sign_flip_p_value(statistics.paired_outcomes(models.T, against) - 0.5),
+        constant=statistics.only_value(np.concatenate([base[None], models])),
         seed_win_rates=tuple(rates),
         score=float(np.nanmean(models)),
         base_score=float(np.nanmean(base)),

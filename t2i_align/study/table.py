@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from reward_models.files import complete_file, write_json, write_text
 from t2i_align.errors import UserError
+from t2i_align.evaluation import statistics
 from t2i_align.evaluation.statistics import Estimate
+from t2i_align.evaluation.verdict import Evidence
 from t2i_align.study.config import StudyConfig, all_methods
 
 ROWS_FILE, MARKDOWN_FILE, PARQUET_FILE, PLOT_FILE = "table.json", "table.md", "table.parquet", "table.png"
@@ -28,6 +30,9 @@ class Row:
         learning_rate, beta, tuned_over: chosen, out of so many combinations.
         seeds: trainings; seed_list: which.
         win_rate: against the base, paired by prompt and noise, all seeds pooled; interval over prompts.
+        p_value: two-sided, by flipping the sign of each prompt's outcome.
+        p_adjusted: after Holm's correction over all rows of the table; compared: how many those are.
+        constant: the one score that all pictures got; None where they differ.
         seed_win_rates: of each training.
         score, base_score: mean score of the judge; dimensions: mean difference to the base by dimension.
         heldout_accuracy, d_winner: held-out implicit accuracy and d_w at the end, mean over seeds.
@@ -49,6 +54,10 @@ class Row:
     seeds: int = 0
     seed_list: tuple[int, ...] = ()
     win_rate: Estimate | None = None
+    p_value: float | None = None
+    p_adjusted: float | None = None
+    compared: int = 1
+    constant: float | None = None
     seed_win_rates: tuple[float, ...] = ()
     score: float | None = None
     base_score: float | None = None
@@ -63,12 +72,20 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """What the interval says."""
-        if self.win_rate is None:
+        """What interval and corrected p-value say together."""
+        if self.win_rate is None or self.p_adjusted is None:
             return f"failed: {self.failure}"
-        if self.win_rate.low > 0.5:
-            return "better than the base" if self.kind == "method" else "better than the base (control)"
-        return "worse than the base" if self.win_rate.high < 0.5 else "no difference shown"
+        evidence = Evidence(self.win_rate, self.p_adjusted, self.compared, self.win_rate.n, self.constant)
+        match evidence.outcome:
+            case "few":
+                return evidence.shortage
+            case "constant":
+                return "the judge gave every picture the same score"
+            case "better":
+                return "better than the base" if self.kind == "method" else "better than the base (control)"
+            case "worse":
+                return "worse than the base"
+        return "no difference shown"
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Row:
@@ -105,6 +122,8 @@ class Table:
             _require_same(folder, described.get("shared", {}), self._shared)
             methods = dict(all_methods(study))
             self.rows = {one["name"]: Row.read(one) for one in described["rows"] if one["name"] in methods}
+            _require_p_values(folder, self.rows.values())
+            self._correct()
 
     @property
     def _shared(self) -> dict[str, Any]:
@@ -120,6 +139,14 @@ class Table:
     def add(self, row: Row) -> None:
         """Put in or replace a row."""
         self.rows[row.name] = row
+        self._correct()
+
+    def _correct(self) -> None:
+        """Holm's correction over all rows: who looks at forty methods finds a lucky one."""
+        judged = [row for row in self.rows.values() if row.p_value is not None]
+        adjusted = statistics.holm([row.p_value for row in judged if row.p_value is not None])
+        for row, p in zip(judged, adjusted, strict=True):
+            self.rows[row.name] = replace(row, p_adjusted=float(p), compared=len(judged))
 
     @property
     def ordered(self) -> list[Row]:
@@ -175,7 +202,8 @@ class Table:
             f"Judged by {caption['judge']} on {caption['prompts']} held-out prompts, against the base on the same noise"
             + ("" if base is None else f" (its mean score: {base:.3f})")
             + ". Rates and betas in bold were chosen on prompts of the training pairs. Intervals are over prompts, "
-            "seeds pooled. What a method reads beyond labels is the judge's own score."
+            "seeds pooled. A verdict needs the interval and the p-value after Holm's correction over all "
+            "rows. What a method reads beyond labels is the judge's own score."
             + (f" Not run yet: {', '.join(caption['not_run'])}." if caption["not_run"] else "")
         )
         return "\n".join(["# Method table", "", words, "", *lines, "", *notes]).rstrip() + "\n"
@@ -196,6 +224,17 @@ class Table:
             flat.append(values)
         with complete_file(self._folder / PARQUET_FILE) as temporary:
             pq.write_table(pa.Table.from_pylist(flat), temporary)
+
+
+def _require_p_values(folder: Path, rows: Iterable[Row]) -> None:
+    """Refuse rows of an earlier version, whose verdicts cannot be corrected for the number of methods."""
+    old = [row.name for row in rows if row.win_rate is not None and row.p_value is None]
+    if old:
+        raise StudyFolderError(
+            "The study's table was made before it kept p-values.",
+            f"{folder / ROWS_FILE}: {', '.join(old)}",
+            f"delete {ROWS_FILE} and run the study again: runs and pictures that are there are used",
+        )
 
 
 def _require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

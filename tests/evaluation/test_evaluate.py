@@ -97,6 +97,37 @@ def test_comparison_by_hand(tmp_path):
     assert evaluation.comparison("base", "tuned").win_rate.value == pytest.approx(1 - result.win_rate.value)
 
 
+def test_verdicts_are_corrected_for_the_models_that_were_compared(tmp_path):
+    """26 of 40 has an exact two-sided p of 0.081; 28 of 40 of 0.017: alone enough, among four models not."""
+    base, lucky = levels_of(40, wins=28)
+    alone = make_evaluation(tmp_path / "a", {"base": base, "lucky": lucky})
+    assert alone.verdict("lucky").kind == "better"
+    others = {f"m{i}": levels_of(40, wins=20 + i % 2)[1] for i in range(3)}
+    many = make_evaluation(tmp_path / "b", {"base": base, "lucky": lucky, **others})
+    row = many.comparison("lucky")
+    assert row.p_value == pytest.approx(0.0166, abs=0.003) and row.p_adjusted == pytest.approx(4 * row.p_value)
+    assert row.win_rate.low > 0.5 and many.verdict("lucky").kind == "inconclusive"
+    assert many.overall(["lucky"]).headline == "No evidence of improvement of lucky"
+    assert {one.compared for one in many.comparisons()} == {8}  # by two scores
+
+
+def test_the_same_prompt_again_is_no_further_evidence(tmp_path):
+    base, tuned = levels_of(40, wins=40)
+    repeated = PromptSet("repeated", tuple(f"prompt {i % 4}" for i in range(40)))
+    assert make_evaluation(tmp_path / "a", {"base": base, "tuned": tuned}).verdict("tuned").kind == "better"
+    evaluation = make_evaluation(tmp_path / "b", {"base": base, "tuned": tuned}, repeated)
+    assert evaluation.verdict("tuned").headline == "No verdict on tuned: too few prompts for a verdict (4 of 20)"
+
+
+def test_a_judge_without_an_opinion_is_named(tmp_path):
+    flat = levels_of(30, wins=0, ties=30)[0]
+    evaluation = make_evaluation(tmp_path, {"base": flat * 0, "tuned": flat * 0})
+    verdict = evaluation.verdict("tuned")
+    assert verdict.kind == "inconclusive" and "the judge gave every picture the same score (0.000)" in verdict.headline
+    evaluation.write()
+    assert '"constant": 0.0' in (tmp_path / "evaluation.json").read_text()
+
+
 def test_shuffled_labels_never_look_like_success(tmp_path):
     base, tuned = levels_of(60, wins=45)
     _, control = levels_of(60, wins=33)

@@ -1,13 +1,14 @@
 """Bradley-Terry strengths and the sentences made from intervals."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from t2i_align.evaluation.ranking import bradley_terry, elo
 from t2i_align.evaluation.statistics import Estimate
-from t2i_align.evaluation.verdict import judge, judge_all, judge_control, percent, span
+from t2i_align.evaluation.verdict import MIN_UNITS, Evidence, judge, judge_all, judge_control, percent, span
 
 
 def test_two_models_have_the_log_odds_of_the_wins():
@@ -56,24 +57,38 @@ def test_elo_is_anchored_and_its_intervals_hold_the_point():
 
 
 @pytest.mark.parametrize(
-    ("rate", "kind", "start"),
+    ("rate", "p", "kind", "start"),
     [
-        (Estimate(0.74, 0.68, 0.80, 200), "better", "tuned is better than base"),
-        (Estimate(0.56, 0.499, 0.62, 200), "inconclusive", "No evidence of improvement"),
-        (Estimate(0.56, 0.5, 0.62, 200), "inconclusive", "No evidence of improvement"),
-        (Estimate(0.30, 0.24, 0.36, 200), "worse", "tuned is worse than base"),
+        (Estimate(0.74, 0.68, 0.80, 200), 0.001, "better", "tuned is better than base"),
+        (Estimate(0.74, 0.68, 0.80, 200), 0.051, "inconclusive", "No evidence of improvement"),
+        (Estimate(0.56, 0.499, 0.62, 200), 0.04, "inconclusive", "No evidence of improvement"),
+        (Estimate(0.56, 0.5, 0.62, 200), 0.04, "inconclusive", "No evidence of improvement"),
+        (Estimate(0.30, 0.24, 0.36, 200), 0.001, "worse", "tuned is worse than base"),
+        (Estimate(0.30, 0.24, 0.36, 200), 0.3, "inconclusive", "No evidence of improvement"),
     ],
 )
-def test_verdict_follows_the_interval(rate, kind, start):
-    verdict = judge("tuned", "base", rate, "oracle overall")
+def test_verdict_needs_the_interval_and_the_corrected_p_value(rate, p, kind, start):
+    verdict = judge("tuned", "base", Evidence(rate, p, 3, 200), "oracle overall")
+    assert "after Holm's correction for 3 comparisons" in verdict.sentence
     assert verdict.kind == kind
     assert verdict.headline.startswith(start)
     assert "200 prompts" in verdict.sentence and "95 % interval" in verdict.sentence
 
 
 def test_control_verdicts():
-    flat, won = Estimate(0.5, 0.43, 0.57, 200), Estimate(0.6, 0.53, 0.67, 200)
-    assert judge_control("shuffled", "base", flat, "tuned", Estimate(0.7, 0.63, 0.77, 200)).kind == "better"
+    flat, won = (
+        Evidence(Estimate(0.5, 0.43, 0.57, 200), 1.0, 1, 200),
+        Evidence(Estimate(0.6, 0.53, 0.67, 200), 0.3, 1, 200),
+    )
+    gap = Evidence(Estimate(0.7, 0.63, 0.77, 200), 0.001, 1, 200)
+    assert judge_control("shuffled", "base", flat, "tuned", gap).kind == "better"
+    few = judge_control("shuffled", "base", replace(flat, units=4), "tuned", gap)
+    assert (few.kind, few.headline) == (
+        "inconclusive",
+        "No verdict on the control: too few prompts for a verdict (4 of 20)",
+    )
+    silent = judge_control("shuffled", "base", replace(flat, constant=0.0), "tuned", gap)
+    assert silent.headline == "No verdict on the control: the judge gave every picture the same score (0.000)"
     assert judge_control("shuffled", "base", won, "tuned").kind == "worse"
     assert judge_control("shuffled", "base", flat, "tuned", flat).kind == "inconclusive"
 
@@ -92,14 +107,56 @@ def test_several_models_get_one_verdict_that_survives_the_correction():
 
     rates = {"dpo": rate(0.7, 0.1), "sft": rate(0.52, 0.1), "lucky": rate(0.6, 0.09), "ppd": rate(0.3, 0.1)}
     adjusted = {"dpo": 0.001, "sft": 1.0, "lucky": 0.09, "ppd": 0.002}
-    verdict = judge_all("base", rates, adjusted, "oracle overall")
+    found = {name: Evidence(rates[name], adjusted[name], 4, 100) for name in rates}
+    verdict = judge_all("base", found, "oracle overall")
     assert verdict.kind == "better"
     assert verdict.headline == ("dpo is better than base; no evidence of improvement of sft and lucky; ppd is worse")
     assert "over 100 prompts, with 95 % intervals" in verdict.sentence and "correction for 4" in verdict.sentence
-    none = judge_all("base", {"a": rates["sft"], "b": rates["lucky"]}, {"a": 1.0, "b": 0.09}, "x")
-    assert (none.kind, none.headline) == ("inconclusive", "no evidence of improvement of a and b")
-    worse = judge_all("base", {"ppd": rates["ppd"]}, {"ppd": 0.002}, "x")
+    none = judge_all("base", {"a": found["sft"], "b": found["lucky"]}, "x")
+    assert (none.kind, none.headline) == ("inconclusive", "No evidence of improvement of a and b")
+    worse = judge_all("base", {"ppd": found["ppd"]}, "x")
     assert (worse.kind, worse.headline) == ("worse", "ppd is worse than base")
+    few = judge_all("base", {"dpo": found["dpo"], "new": replace(found["sft"], units=4)}, "x")
+    assert few.headline == "dpo is better than base; no verdict on new: too few prompts for a verdict (4 of 20)"
+    silent = judge_all("base", {name: replace(one, constant=0.0) for name, one in found.items()}, "x")
+    assert silent.headline.startswith(
+        "No verdict on dpo, sft, lucky and ppd: the judge gave every picture the same score"
+    )
+    assert silent.sentence.endswith("same score (0.000): it says nothing about these pictures.")
+
+
+def test_too_few_prompts_are_no_verdict_however_clear():
+    sure = Estimate(1.0, 0.9, 1.0, 19)
+    verdict = judge("tuned", "base", Evidence(sure, 0.0001, 1, MIN_UNITS - 1))
+    assert (verdict.kind, verdict.headline) == (
+        "inconclusive",
+        "No verdict on tuned: too few prompts for a verdict (19 of 20)",
+    )
+    assert judge("tuned", "base", Evidence(sure, 0.0001, 1, MIN_UNITS)).kind == "better"
+    people = judge("tuned", "base", Evidence(replace(sure, n=500, users=4), 0.0001, 1, 4))
+    assert "too few users for a verdict (4 of 20)" in people.headline
+
+
+def test_a_judge_that_tells_no_picture_apart_is_no_basis():
+    tie = Evidence(Estimate(0.5, 0.42, 0.58, 128), 1.0, 1, 128, constant=0.0)
+    verdict = judge("tuned", "base", tie, "oracle overall")
+    assert verdict.kind == "inconclusive"
+    assert verdict.sentence == (
+        "By oracle overall, the judge gave every picture the same score (0.000): it says nothing about these pictures."
+    )
+
+
+def test_the_smallest_number_lets_unanimous_prompts_through_the_correction():
+    def agreed(n: int, models: int) -> bool:
+        return 2.0 ** (1 - n) * models < 0.05  # the exact sign test's smallest p-value, times Holm's largest factor
+
+    assert (agreed(6, 1), agreed(5, 1), agreed(10, 20), agreed(9, 20), agreed(MIN_UNITS, 26_000)) == (
+        True,
+        False,
+        True,
+        False,
+        True,
+    )
 
 
 def test_rankings_resample_users_where_they_are_given():

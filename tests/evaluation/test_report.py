@@ -289,3 +289,18 @@ def test_models_that_are_runs_bring_their_curves(tmp_path):
         (run / name).touch()
     models = {"base": "shapes:base", "a": str(run), "b": str(run / "export"), "c": str(tmp_path / "elsewhere")}
     assert run_folders(models) == {"a": run, "b": run}
+
+
+def test_model_names_keep_their_spelling(tmp_path):
+    """No style sheet turns dpo into Dpo at the start of a sentence."""
+    base, dpo = levels_of(40, wins=34)
+    text = text_of(make_evaluation(tmp_path, {"base": base, "dpo": dpo}))
+    assert "<h1>dpo is better than base</h1>" in text
+    assert "first-letter" not in text and "capitalize" not in text
+
+
+def test_only_what_stands_the_correction_is_coloured(tmp_path):
+    base, tuned = levels_of(12, wins=12)
+    text = text_of(make_evaluation(tmp_path, {"base": base, "tuned": tuned}))
+    assert "No verdict on tuned: too few prompts for a verdict (12 of 20)" in text
+    assert not Page(text).all("span", "fill better") and not Page(text).all("b", "better")

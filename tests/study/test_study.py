@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from t2i_align.evaluation.statistics import Estimate
 from t2i_align.objectives.presets import PRESETS
 from t2i_align.study import run as study_run
 from t2i_align.study.config import NO_TRAINING, RANDOM_LABELS, all_methods, load_study
-from t2i_align.study.table import Row, Table
+from t2i_align.study.table import Row, StudyFolderError, Table
 from t2i_align.training import once
 from tests.training.runs import write_pairs
 
@@ -87,7 +88,10 @@ def test_a_study_trains_judges_and_writes_its_table(settings: dict, tmp_path: Pa
     assert set(table.rows) == set(names)
     still = table.rows[NO_TRAINING]
     assert still.win_rate is not None and still.win_rate.value == 0.5  # the same model draws the same pictures
-    assert still.verdict == "no difference shown" and still.dimensions == {"overall": 0.0, "red": 0.0}
+    assert still.verdict.startswith("too few prompts for a verdict (") and still.dimensions == {
+        "overall": 0.0,
+        "red": 0.0,
+    }
     row = table.rows["dpo"]
     assert (row.seeds, row.learning_rate, row.beta, len(row.seed_win_rates)) == (2, 1e-2, 100.0, 2)
     assert row.win_rate is not None and row.win_rate.value == pytest.approx(np.mean(row.seed_win_rates))
@@ -235,7 +239,14 @@ def test_a_study_killed_while_judging_goes_on(settings: dict, tmp_path: Path, mo
 
 def test_rows_are_ordered_and_survive_json(settings: dict, tmp_path: Path) -> None:
     def row(name: str, value: float, kind: str = "method") -> Row:
-        return Row(name, "dpo", kind, win_rate=Estimate(value, value - 0.1, value + 0.1, 10), seed_win_rates=(value,))
+        return Row(
+            name,
+            "dpo",
+            kind,
+            win_rate=Estimate(value, value - 0.1, value + 0.1, 40),
+            p_value=0.001,
+            seed_win_rates=(value,),
+        )
 
     table = Table(tmp_path, load(settings, tmp_path), "x")
     broken = Row(NO_TRAINING, "dpo", "control")
@@ -244,5 +255,31 @@ def test_rows_are_ordered_and_survive_json(settings: dict, tmp_path: Path) -> No
     assert [one.name for one in table.ordered] == ["gone", "dpo", "sft", RANDOM_LABELS, NO_TRAINING]
     table.write()
     again = Table(tmp_path, load(settings, tmp_path), "x")
-    assert again.rows["dpo"] == table.rows["dpo"] and table.rows["sft"].verdict == "worse than the base"
+    assert table.rows["sft"].verdict == "worse than the base"
+    assert (table.rows["dpo"].compared, again.rows["dpo"].compared) == (4, 3)  # the correction follows the rows
+    assert replace(again.rows["dpo"], compared=4, p_adjusted=0.004) == table.rows["dpo"]
     assert "gone" not in again.rows  # no method of this study
+
+
+def test_a_studys_verdicts_are_corrected_for_its_number_of_methods(settings: dict, tmp_path: Path) -> None:
+    def row(name: str, p: float, prompts: int = 40, **other) -> Row:
+        return Row(name, "dpo", "method", win_rate=Estimate(0.6, 0.51, 0.69, prompts), p_value=p, **other)
+
+    table = Table(tmp_path, load(settings, tmp_path), "x")
+    table.add(row("dpo", 0.03))
+    assert table.rows["dpo"].verdict == "better than the base"
+    table.add(row("sft", 0.001))
+    table.add(row("other", 0.04))
+    assert table.rows["sft"].verdict == "better than the base" and table.rows["sft"].p_adjusted == pytest.approx(0.003)
+    assert table.rows["dpo"].verdict == "no difference shown" and table.rows["dpo"].p_adjusted == pytest.approx(0.06)
+    table.add(row("sft", 0.001, prompts=19))
+    assert table.rows["sft"].verdict == "too few prompts for a verdict (19 of 20)"
+    table.add(row("sft", 0.001, constant=0.0))
+    assert table.rows["sft"].verdict == "the judge gave every picture the same score"
+    table.write()
+    rows = json.loads((tmp_path / "table.json").read_text())
+    for one in rows["rows"]:
+        del one["p_value"]
+    (tmp_path / "table.json").write_text(json.dumps(rows))
+    with pytest.raises(StudyFolderError, match="before it kept p-values"):
+        Table(tmp_path, load(settings, tmp_path), "x")

@@ -21,8 +21,7 @@ from t2i_align.evaluation.report.drift_section import drift_page
 from t2i_align.evaluation.report.pictures import galleries
 from t2i_align.evaluation.report.walk_section import walk_page
 from t2i_align.evaluation.results import Comparison, Evaluation
-from t2i_align.evaluation.statistics import Estimate
-from t2i_align.evaluation.verdict import percent, span
+from t2i_align.evaluation.verdict import MIN_UNITS, percent, span
 from t2i_align.evaluation.walk import Walk
 
 PACKAGES = ("t2i_align", "torch", "diffusers", "transformers", "peft", "numpy", "scipy")
@@ -79,14 +78,14 @@ def _context(
         "evaluation": evaluation,
         "candidates": candidates,
         "main": main,
-        "rates": {name: evaluation.comparison(name).win_rate for name in candidates},
+        "rows": {name: evaluation.comparison(name) for name in candidates},
         "verdict": evaluation.overall(candidates) if several else main.verdict,
         "control": None if judged is None else evaluation.control_verdict(None if several else model),
         "score_name": f"{scorer} {dimension}",
         "single": _of_one_dimension(evaluation),
         "means": {name: evaluation.mean(name) for name in evaluation.models},
         "notes": evaluation.settings.get("notes") or {},
-        "bars": [row for row in table if (row.scorer, row.dimension) == evaluation.primary],
+        "bars": [evaluation.comparison(name) for name in evaluation.models if name != evaluation.baseline],
         "dimension_bars": {name: [row for row in table if row.model == name] for name in candidates},
         "table": table,
         "table_means": {(row.model, row.scorer, row.dimension): _means(evaluation, row) for row in table},
@@ -99,6 +98,7 @@ def _context(
         "galleries": galleries(evaluation, candidates),
         "drift": None if drift is None else drift_page(drift, candidates),
         "runs": [read_run(name, folder) for name, folder in runs.items()],
+        "min_units": MIN_UNITS,
         "missing": {name: n for name in evaluation.models if (n := evaluation.scores.missing(name))},
         "commands": _commands(evaluation, runs),
         "environment": _packages(),
@@ -195,15 +195,7 @@ def _environment() -> Environment:
     }
     environment.filters.update(filters)
     environment.globals["include_raw"] = lambda name: Markup(load(name))
-    environment.globals["kind"] = _kind
     return environment
-
-
-def _kind(rate: Estimate) -> str:
-    """Colour class of a win rate."""
-    if rate.low > 0.5:
-        return "better"
-    return "worse" if rate.high < 0.5 else "inconclusive"
 
 
 def _tie(text: str) -> str:
