@@ -291,6 +291,21 @@ def test_models_that_are_runs_bring_their_curves(tmp_path):
     assert run_folders(models) == {"a": run, "b": run}
 
 
+def test_every_judge_is_explained(evaluation, tmp_path):
+    from reward_models.registry import SCORERS
+    from t2i_align.evaluation.judges import JUDGES, OWN, about
+    from t2i_align.evaluation.scorers import BUILT_IN
+
+    assert {*SCORERS, *BUILT_IN, "taste"} == set(JUDGES)
+    assert all(len(words) > 80 for words in JUDGES.values())
+    assert "[0, 1]" in about("oracle", "oracle") and "web app" in about("pickscore", "pickscore")
+    assert about("taste:1000003") == JUDGES["taste"] and about("brightness") == OWN
+    assert "trained on pictures of the built-in world" in about("hpsv2.1", "shapes:hpsv2.1")
+    assert "weights of your own (mine/pick)" in about("pickscore", "pickscore=mine/pick")
+    assert "condition is “aesthetic”" in about("mps:aesthetic", "mps:aesthetic")
+    assert OWN in text_of(evaluation)
+
+
 def test_model_names_keep_their_spelling(tmp_path):
     """No style sheet turns dpo into Dpo at the start of a sentence."""
     base, dpo = levels_of(40, wins=34)

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from reward_models.files import write_text
 from t2i_align.evaluation import breakdown
 from t2i_align.evaluation.drift.measure import Drift
+from t2i_align.evaluation.judges import about
 from t2i_align.evaluation.report.curves import read_run
 from t2i_align.evaluation.report.drift_section import drift_page
 from t2i_align.evaluation.report.pictures import galleries
@@ -98,12 +99,20 @@ def _context(
         "galleries": galleries(evaluation, candidates),
         "drift": None if drift is None else drift_page(drift, candidates),
         "runs": [read_run(name, folder) for name, folder in runs.items()],
+        "judges": _judges(evaluation),
         "min_units": MIN_UNITS,
         "missing": {name: n for name in evaluation.models if (n := evaluation.scores.missing(name))},
         "commands": _commands(evaluation, runs),
         "environment": _packages(),
         "written": datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
     }
+
+
+def _judges(evaluation: Evaluation) -> dict[str, str]:
+    """Scorer -> what it is."""
+    names, specs = list(evaluation.scores.versions), evaluation.settings.get("scorers") or []
+    asked = dict(zip(names, specs, strict=True)) if len(specs) == len(names) else {}
+    return {name: about(name, asked.get(name, "")) for name in names}
 
 
 def _of_one_dimension(evaluation: Evaluation) -> set[str]:
