@@ -197,9 +197,14 @@ def win_rate(
 
 
 def only_value(values: np.ndarray) -> float | None:
-    """The value that all usable entries share; None where they differ."""
-    usable = np.unique(values[~np.isnan(values)])
-    return float(usable[0]) if len(usable) == 1 else None
+    """The value that all usable entries share; None where they differ, or where there is none.
+
+    Differences up to a millionth of the largest are the rounding of a network in float32.
+    """
+    usable = values[~np.isnan(values)]
+    if len(usable) == 0 or float(np.ptp(usable)) > 1e-6 * float(np.abs(usable).max()):
+        return None
+    return float(usable[0])
 
 
 def tie_share(scores: np.ndarray, baseline: np.ndarray, tolerance: float = 0.0) -> float:

@@ -103,7 +103,7 @@ def judge(model: str, baseline: str, evidence: Evidence, what: str = "") -> Verd
         case "constant":
             return Verdict("inconclusive", f"No verdict on {model}: {_same(evidence)}", _silent(evidence, what))
         case "few":
-            return Verdict("inconclusive", f"No verdict on {model}: {evidence.shortage}", figures)
+            return Verdict("inconclusive", f"{model}: {evidence.shortage}", figures)
         case "better":
             return Verdict("better", f"{model} is better than {baseline}", figures)
         case "worse":
@@ -135,14 +135,18 @@ def judge_all(baseline: str, found: Mapping[str, Evidence], what: str) -> Verdic
         )
     for outcome in ("few", "constant"):
         if names := by[outcome]:
-            reason = found[names[0]].shortage if outcome == "few" else _same(found[names[0]])
-            parts.append(f"{'no' if parts else 'No'} verdict on {listed(names)}: {reason}")
+            one, no = found[names[0]], "no" if parts else "No"
+            few = f"{listed(names)}: {one.shortage}"
+            parts.append(few if outcome == "few" else f"{no} verdict on {listed(names)}: {_same(one)}")
     first = next(iter(found.values()))
     figures = (
         f"Win rates against {baseline} by {what} over {prompts(first.rate)}, with {percent(first.rate.confidence)} "
-        f"intervals; ties count half. What is said of a model holds after Holm's correction for {first.comparisons} of "
-        "them."
+        f"intervals; ties count half. "
     )
+    if better or worse or unclear:
+        figures += f"What is said of a model holds after Holm's correction for {first.comparisons} of them."
+    else:
+        figures += f"Below {MIN_UNITS} nothing is claimed."
     if len(by["constant"]) == len(found):
         figures = _silent(first, what)
     kind: Kind = "better" if better else "worse" if len(worse) == len(found) else "inconclusive"
@@ -172,7 +176,7 @@ def judge_control(
     if of_control.outcome == "constant":
         return Verdict("inconclusive", f"No verdict on the control: {_same(of_control)}", figures)
     if of_control.outcome == "few":
-        return Verdict("inconclusive", f"No verdict on the control: {of_control.shortage}", figures)
+        return Verdict("inconclusive", f"The control: {of_control.shortage}", figures)
     if rate.low > 0.5:
         headline = "The control improves too: some of the gain does not come from the preferences"
         return Verdict("worse", headline, figures)

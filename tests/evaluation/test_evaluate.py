@@ -116,7 +116,7 @@ def test_the_same_prompt_again_is_no_further_evidence(tmp_path):
     repeated = PromptSet("repeated", tuple(f"prompt {i % 4}" for i in range(40)))
     assert make_evaluation(tmp_path / "a", {"base": base, "tuned": tuned}).verdict("tuned").kind == "better"
     evaluation = make_evaluation(tmp_path / "b", {"base": base, "tuned": tuned}, repeated)
-    assert evaluation.verdict("tuned").headline == "No verdict on tuned: too few prompts for a verdict (4 of 20)"
+    assert evaluation.verdict("tuned").headline == "tuned: too few prompts for a verdict (4 of 20)"
 
 
 def test_a_judge_without_an_opinion_is_named(tmp_path):

@@ -85,7 +85,7 @@ def test_control_verdicts():
     few = judge_control("shuffled", "base", replace(flat, units=4), "tuned", gap)
     assert (few.kind, few.headline) == (
         "inconclusive",
-        "No verdict on the control: too few prompts for a verdict (4 of 20)",
+        "The control: too few prompts for a verdict (4 of 20)",
     )
     silent = judge_control("shuffled", "base", replace(flat, constant=0.0), "tuned", gap)
     assert silent.headline == "No verdict on the control: the judge gave every picture the same score (0.000)"
@@ -117,7 +117,7 @@ def test_several_models_get_one_verdict_that_survives_the_correction():
     worse = judge_all("base", {"ppd": found["ppd"]}, "x")
     assert (worse.kind, worse.headline) == ("worse", "ppd is worse than base")
     few = judge_all("base", {"dpo": found["dpo"], "new": replace(found["sft"], units=4)}, "x")
-    assert few.headline == "dpo is better than base; no verdict on new: too few prompts for a verdict (4 of 20)"
+    assert few.headline == "dpo is better than base; new: too few prompts for a verdict (4 of 20)"
     silent = judge_all("base", {name: replace(one, constant=0.0) for name, one in found.items()}, "x")
     assert silent.headline.startswith(
         "No verdict on dpo, sft, lucky and ppd: the judge gave every picture the same score"
@@ -130,7 +130,7 @@ def test_too_few_prompts_are_no_verdict_however_clear():
     verdict = judge("tuned", "base", Evidence(sure, 0.0001, 1, MIN_UNITS - 1))
     assert (verdict.kind, verdict.headline) == (
         "inconclusive",
-        "No verdict on tuned: too few prompts for a verdict (19 of 20)",
+        "tuned: too few prompts for a verdict (19 of 20)",
     )
     assert judge("tuned", "base", Evidence(sure, 0.0001, 1, MIN_UNITS)).kind == "better"
     people = judge("tuned", "base", Evidence(replace(sure, n=500, users=4), 0.0001, 1, 4))

@@ -317,5 +317,5 @@ def test_model_names_keep_their_spelling(tmp_path):
 def test_only_what_stands_the_correction_is_coloured(tmp_path):
     base, tuned = levels_of(12, wins=12)
     text = text_of(make_evaluation(tmp_path, {"base": base, "tuned": tuned}))
-    assert "No verdict on tuned: too few prompts for a verdict (12 of 20)" in text
+    assert "tuned: too few prompts for a verdict (12 of 20)" in text
     assert not Page(text).all("span", "fill better") and not Page(text).all("b", "better")

@@ -175,3 +175,10 @@ def test_signs_of_a_user_flip_together():
     assert st.minimum_detectable_difference(np.array([1.0, 3.0, 0.0]), users=np.array([0, 0, 1])) == pytest.approx(
         st.minimum_detectable_difference(np.array([2.0, 0.0]))
     )
+
+
+def test_only_value_sees_through_rounding_and_missing_scores():
+    assert st.only_value(np.array([[0.0, np.nan], [0.0, 0.0]])) == 0.0
+    assert st.only_value(np.array([20.0, 20.000002])) == 20.0  # 1e-7 of it: float32
+    assert st.only_value(np.array([20.0, 20.001])) is None
+    assert st.only_value(np.array([np.nan])) is None
