@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from t2i_align.commands.common import ConfigFile, Overrides
 from t2i_align.errors import UserError
-
-if TYPE_CHECKING:
-    from t2i_align.config.layers import Merged
 
 app = typer.Typer(help="Check, show and explain configuration files.", no_args_is_help=True)
 
@@ -50,32 +47,37 @@ def check(
 
 def _check_one(path: str, overrides: list[str]) -> None:
     """Read a file as what its sections say it is."""
-    from t2i_align.config.layers import merge
+    from t2i_align.config.layers import file_layers
 
-    merged = merge(path, overrides)
-    if "methods" in merged.values:
+    # The overrides are read by the kind of file, which knows its keys; here their sections are enough.
+    sections = {str(key) for layer in file_layers(Path(path)) for key in layer.values}
+    sections |= {word.partition("=")[0].partition(".")[0] for word in overrides}
+    if "methods" in sections:
         from t2i_align.study.config import load_study
 
         load_study(path, overrides)
-    elif "models" in merged.values:
+    elif "models" in sections:
         from t2i_align.compare.config import load_comparison
 
         load_comparison(path, overrides)
-    elif "vae" in merged.values:
+    elif "vae" in sections:
         from t2i_align.shapes.pretrain import load_config as load_pretraining
 
         load_pretraining(path)
-    elif "scorer" in merged.values:
-        _check_reward_training(merged, path, overrides)
+    elif "scorer" in sections:
+        _check_reward_training(path, overrides)
     else:
         from t2i_align.config.loading import load_config
 
         load_config(path, overrides)
 
 
-def _check_reward_training(merged: Merged, path: str, overrides: list[str]) -> None:
+def _check_reward_training(path: str, overrides: list[str]) -> None:
+    from t2i_align.config.layers import merge
     from t2i_align.rewards import noisy, personal, training
+    from t2i_align.rewards.keys import reward_keys
 
+    merged = merge(path, overrides, reward_keys())
     if personal.is_personal(merged.values):
         personal.read_config(merged, path)
     elif noisy.is_noisy(merged.values):

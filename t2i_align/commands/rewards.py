@@ -56,10 +56,11 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     scorer: personal it learns who likes what from frozen features, in seconds, and writes model/ and few_shot.png.
     """
     from t2i_align.config.layers import merge
+    from t2i_align.rewards.keys import reward_keys
     from t2i_align.rewards.noisy import is_noisy
     from t2i_align.rewards.personal import is_personal
 
-    merged = merge(config, overrides or ())
+    merged = merge(config, overrides or (), reward_keys())
     if is_personal(merged.values):
         from t2i_align.rewards.personal import read_config
         from t2i_align.rewards.personal import train as train_personal

@@ -12,6 +12,7 @@ from t2i_align.config.layers import merge
 from t2i_align.config.loading import load_config
 from t2i_align.config.problems import from_sections, report
 from t2i_align.config.schema import NonNegativeInt, PositiveInt, RunConfig, Section
+from t2i_align.config.texts import text_keys
 from t2i_align.errors import UserError
 from t2i_align.sections import Folder
 
@@ -116,7 +117,7 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
     Raises:
         UserError: every problem of the file together, or the first recipe that is not valid.
     """
-    merged = merge(path, overrides)
+    merged = merge(path, overrides, text_keys(CompareConfig))
     try:
         config = CompareConfig.model_validate(merged.values)
     except ValidationError as error:

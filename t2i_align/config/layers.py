@@ -20,6 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from t2i_align.config.recipes import called
+from t2i_align.config.texts import TextKeys, nothing_known, read_text
 from t2i_align.errors import UserError
 
 EXTENDS = "extends"
@@ -67,18 +68,21 @@ class Foreign:
         return f"data.heldout_source {self.held_out}" + (f" ({self.place})" if self.place else "")
 
 
-def merge(path: str | Path, overrides: Sequence[str] = ()) -> Merged:
+def merge(path: str | Path, overrides: Sequence[str] = (), texts: TextKeys = nothing_known) -> Merged:
     """Read ``path``, the files it extends, and the overrides; resolve ``${...}`` interpolations.
+
+    Args:
+        texts: which overridden keys hold text, see :func:`override_layer`.
 
     Raises:
         UserError: missing or malformed file, cycle of ``extends``, malformed override or interpolation.
     """
-    return _merge([*file_layers(Path(path)), override_layer(overrides)])
+    return _merge([*file_layers(Path(path)), override_layer(overrides, texts)])
 
 
-def merge_overrides(overrides: Sequence[str]) -> Merged:
+def merge_overrides(overrides: Sequence[str], texts: TextKeys = nothing_known) -> Merged:
     """The overrides alone, without a file. Raises UserError like :func:`merge`."""
-    return _merge([override_layer(overrides)])
+    return _merge([override_layer(overrides, texts)])
 
 
 def _merge(layers: Sequence[Layer]) -> Merged:
@@ -243,8 +247,11 @@ def _files_nearby(path: Path) -> str:
     return f"no YAML file in {folder}; check the path, or see t2i-align configs list"
 
 
-def override_layer(overrides: Sequence[str]) -> Layer:
+def override_layer(overrides: Sequence[str], texts: TextKeys = nothing_known) -> Layer:
     """``key.path=value`` words as a layer; values are YAML, so ``a=null``, ``a=1e-5`` and ``a=[x, y]`` work.
+
+    Args:
+        texts: which keys hold text; their values are taken as written, so ``data.source=20240501`` names a path.
 
     Raises:
         UserError: all malformed words together.
@@ -252,11 +259,14 @@ def override_layer(overrides: Sequence[str]) -> Layer:
     values = OmegaConf.create({})
     problems, places = [], {}
     for word in overrides:
-        key, equals, _ = word.partition("=")
+        key, equals, raw = word.partition("=")
         try:
             if not equals or not all(key.split(".")):
                 raise ValueError(word)
-            values.merge_with(OmegaConf.from_dotlist([word]))
+            if (kind := texts(key)) is None:
+                values.merge_with(OmegaConf.from_dotlist([word]))
+            else:
+                OmegaConf.update(values, key, read_text(raw, kind))
         except (ValueError, yaml.YAMLError, OmegaConfBaseException):
             problems.append(word)
             continue

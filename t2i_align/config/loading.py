@@ -14,6 +14,7 @@ from t2i_align.config import rules
 from t2i_align.config.layers import merge, merge_overrides
 from t2i_align.config.problems import Problem, from_validation, report
 from t2i_align.config.schema import DataConfig, RunConfig, Section
+from t2i_align.config.texts import text_keys
 from t2i_align.objectives.config import resolve
 
 RESOLVED_HEADER = "# Every key this run reads, defaults included. `t2i-align train` accepts this file.\n"
@@ -24,14 +25,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Args:
         path: the file; its ``extends:`` names files to start from, relative to it.
-        overrides: ``key.path=value`` words with YAML values; they win over every file.
+        overrides: ``key.path=value`` words with YAML values, text where the key holds text; they win over every file.
 
     Raises:
         UserError: every problem together: unknown keys (with the nearest valid one), wrong types, values out
             of range, missing keys, and options that do not go together (``rules``). A file that cannot be
             read at all is reported alone.
     """
-    merged = merge(path, overrides)
+    merged = merge(path, overrides, text_keys(RunConfig))
     return config_from_values(merged.values, str(path), merged.places)
 
 
@@ -60,7 +61,7 @@ def load_data_section(overrides: Sequence[str]) -> DataConfig:
     Raises:
         UserError: like :func:`load_config`.
     """
-    merged = merge_overrides(["data.resolution=512", *overrides])
+    merged = merge_overrides(["data.resolution=512", *overrides], text_keys(RunConfig))
     try:
         return _DataOnly.model_validate(merged.values).data
     except ValidationError as error:

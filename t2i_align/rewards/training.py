@@ -25,6 +25,7 @@ from reward_models.training.records import PreferenceRecord, prompt_weights
 from t2i_align.config.layers import Merged, merge
 from t2i_align.config.problems import Problem, in_words, report
 from t2i_align.config.schema import DataConfig, PositiveInt, Section
+from t2i_align.config.texts import text_keys
 from t2i_align.data.pair_source import PairSource
 from t2i_align.data.selection import normalise
 from t2i_align.data.sources import has_heldout, open_source
@@ -111,7 +112,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RewardRun:
         UserError: the file cannot be read, or its data section is wrong.
         RewardModelError: anything else in it is wrong.
     """
-    merged = merge(path, overrides)
+    texts = text_keys(RewardTrainingConfig, ("data", RewardDataConfig), ("pretraining", PretrainingConfig))
+    merged = merge(path, overrides, texts)
     values = dict(merged.values)
     data = _section(RewardDataConfig, "data", values.pop("data", None), path, merged)
     start = values.pop("pretraining", None)

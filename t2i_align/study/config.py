@@ -13,6 +13,7 @@ from t2i_align.config.layers import merge
 from t2i_align.config.loading import config_from_values
 from t2i_align.config.problems import from_sections, report
 from t2i_align.config.schema import NonNegativeInt, PositiveInt, RunConfig, Section
+from t2i_align.config.texts import text_keys
 from t2i_align.errors import UserError
 from t2i_align.sections import Folder
 
@@ -101,7 +102,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     Raises:
         UserError: every problem of the file together, or the first method whose runs are not valid.
     """
-    merged = merge(path, overrides)
+    merged = merge(path, overrides, text_keys(StudyConfig, ("run", RunConfig)))
     try:
         study = StudyConfig.model_validate(merged.values)
     except ValidationError as error:
