@@ -15,6 +15,7 @@ import yaml
 
 from t2i_align.cli import app
 from t2i_align.config.loading import load_config
+from t2i_align.evaluation.judges import JUDGES
 from t2i_align.objectives.listing import list_presets
 
 ROOT = Path(__file__).parents[1]
@@ -83,6 +84,23 @@ def test_commands_and_options_exist(page):
         for word in rest:
             if word.startswith("-") and not re.fullmatch(r"-\d.*", word):
                 assert word.partition("=")[0] in known | {"--help"}, words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_judges_of_commands_exist(page):
+    for words in commands(page):
+        for option, word in zip(words, words[1:], strict=False):
+            for scorer in word.split(",") if option == "--scorer" else []:
+                name = scorer.removeprefix("shapes:").partition("=")[0].partition(":")[0]
+                assert name in JUDGES or name.endswith((".yaml", ".py")), words
+
+
+def test_the_quick_start_judges_sdxl_by_reward_models():
+    found = [words for words in commands(ROOT / "docs" / "quick-start.md") if words[0] == "evaluate"]
+    sdxl = next(words for words in found if any("stable-diffusion-xl" in word for word in words))
+    judges = {word.partition("=")[0] for option, word in zip(sdxl, sdxl[1:], strict=False) if option == "--scorer"}
+    assert {"hpsv2.1", "pickscore"} <= judges and "oracle" not in judges
+    assert sdxl[sdxl.index("--prompts") + 1] != "shapes" and int(sdxl[sdxl.index("--seeds-per-prompt") + 1]) > 1
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
