@@ -12,9 +12,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from t2i_align import __version__, cli
-from t2i_align.commands.common import Stopped, named_models, named_values
+from t2i_align.commands.common import Stopped, named_models, named_values, negative_models
 from t2i_align.errors import UserError
 from tests.config.conftest import VALID
+from tests.training.runs import write_pairs
 
 HEAVY = ("torch", "diffusers", "transformers", "datasets", "matplotlib", "scipy", "numpy", "pydantic", "omegaconf")
 COMMANDS = [
@@ -252,6 +253,34 @@ def test_models_are_named() -> None:
 def test_bad_model_names_are_refused(words: list[str]) -> None:
     with pytest.raises(UserError):
         named_models(words)
+
+
+def test_a_path_may_hold_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=1e-4").mkdir()
+    words = ["runs/lr=1e-4/export", "lr=1e-4", "tuned=runs/lr=1e-5/export", "20240501", "null", "[set] one", "pairs #1"]
+    assert named_models(words) == {
+        "export": "runs/lr=1e-4/export",
+        "lr-1e-4": "lr=1e-4",
+        "tuned": "runs/lr=1e-5/export",
+        "20240501": "20240501",
+        "null": "null",
+        "set-one": "[set] one",
+        "pairs-1": "pairs #1",
+    }
+    assert negative_models(["runs/lr=1/export"], ["a", "b"]) == dict.fromkeys("ab", "runs/lr=1/export")
+    assert negative_models(["a=runs/lr=1/export"], ["a", "b"]) == {"a": "runs/lr=1/export"}
+    assert named_values(["tuned=runs/lr=1"], "--run") == {"tuned": "runs/lr=1"}
+    with pytest.raises(UserError, match="--run must be written NAME=VALUE"):
+        named_values(["runs/lr=1"], "--run")
+
+
+@pytest.mark.parametrize("name", ["20240501", "null", "[set] one", "pairs #1", "lr=1e-4"])
+def test_data_check_takes_a_folder_of_any_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path / name / "pairs.parquet", 4)
+    result = run("data", "check", name)
+    assert result.exit_code == 0 and f"4 in {name} (train)" in result.output, result.output
 
 
 def test_named_values() -> None:

@@ -34,15 +34,16 @@ def is_main_process() -> bool:
 def named_models(words: Iterable[str]) -> dict[str, str]:
     """``NAME=MODEL`` words as a mapping; a bare MODEL is named after its last folder, ``shapes:base`` is base.
 
+    See ``split_name`` for a MODEL that holds a ``=`` of its own.
+
     Raises:
         UserError: an empty name or model, or one name twice.
     """
     models: dict[str, str] = {}
     for word in words:
-        name, equals, model = word.partition("=")
-        if not equals:
-            model = word
-            name = "base" if word == "shapes:base" else re.sub(r"[^\w.-]+", "-", Path(word).name)
+        name, model = split_name(word)
+        if name is None:
+            name = "base" if word == "shapes:base" else re.sub(r"[^\w.-]+", "-", Path(word).name).strip("-")
         if not name or not model:
             raise UserError("models must be written NAME=MODEL", repr(word), "for example tuned=runs/dpo/export")
         if name in models:
@@ -53,6 +54,18 @@ def named_models(words: Iterable[str]) -> dict[str, str]:
     return models
 
 
+def split_name(word: str) -> tuple[str | None, str]:
+    """Name and rest of ``[NAME=]REST``; the name is None where the word has none.
+
+    A word that is there as a path is a path, whatever it holds (``lr=1e-4``). Otherwise it is split at the first ``=``,
+    unless what stands before that could be no name but is a part of a path or an address (``runs/lr=1e-4/export``).
+    """
+    name, equals, rest = word.partition("=")
+    if not equals or re.search(r"[/\\:#]|^[.~]", name) or Path(word).exists():
+        return None, word
+    return name, rest
+
+
 def named_values(words: Sequence[str] | None, option: str) -> dict[str, str]:
     """Repeated ``NAME=VALUE`` options as a mapping.
 
@@ -61,7 +74,7 @@ def named_values(words: Sequence[str] | None, option: str) -> dict[str, str]:
     """
     values = {}
     for word in words or ():
-        name, _, value = word.partition("=")
+        name, value = split_name(word)
         if not name or not value:
             raise UserError(f"{option} must be written NAME=VALUE", repr(word), f"for example {option} tuned=runs/dpo")
         values[name] = value
@@ -72,8 +85,8 @@ def negative_models(words: Sequence[str] | None, models: Iterable[str]) -> dict[
     """``[NAME=]MODEL`` options: which model each is guided away from; without a name, all of them."""
     chosen: dict[str, str] = {}
     for word in words or ():
-        name, equals, model = word.partition("=")
-        chosen |= {name: model} if equals else dict.fromkeys(models, word)
+        name, model = split_name(word)
+        chosen |= dict.fromkeys(models, word) if name is None else {name: model}
     return chosen
 
 
@@ -85,8 +98,8 @@ def chosen_users(words: Sequence[str] | None, models: dict[str, str], base: str 
 
     chosen: dict[str, str] = {}
     for word in words:
-        name, equals, who = word.partition("=")
-        if equals and name in models:  # a reward's name may stand before = too
+        name, who = split_name(word)
+        if name in models:  # a reward's name may stand before = too
             chosen[name] = who
             continue
         adapters = [model for model, path in models.items() if identify_model(path, base).kind == "user"]

@@ -160,15 +160,16 @@ def _best_of(candidates: int | None, scorer: list[str] | None, refine: str | Non
 def _print_gains(folder: Path) -> None:
     """Price and gain of every n and round, as a table."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from t2i_align.evaluation.best_of import gains
 
     found = gains(folder)
-    table = Table("", "UNet passes per picture", *(f"gain by {name}" for name in found[0].gains))
+    table = Table("", "UNet passes per picture", *(escape(f"gain by {name}") for name in found[0].gains))
     for row in found:
         cells = [f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" for gain in row.gains.values()]
-        table.add_row(row.what, f"{row.passes:.0f}", *cells)
+        table.add_row(escape(row.what), f"{row.passes:.0f}", *cells)
     Console().print(table)
 
 

@@ -153,14 +153,15 @@ def extract(
     from t2i_align.personal.extraction import Recipe, check_output
     from t2i_align.personal.extraction import extract as run
     from t2i_align.personal.vision_language import VisionLanguageModel
+    from t2i_align.personal.who import split_user
 
     check_output(output)
     where, precision = device_and_dtype(device, dtype)
     precision = dtype or ("fp32" if where == "cpu" else "bf16")  # language models leave the range of fp16
-    address, mark, user = pairs.partition("#")
+    address, user = split_user(pairs)
     recipe = Recipe(model, shots, max_new_tokens, seed, precision)
     reader = VisionLanguageModel(model, where, precision)
-    made = run(address, user if mark else None, recipe, output, reader)
+    made = run(address, user, recipe, output, reader)
     shape = " x ".join(map(str, made.shape))
     print(f"{made.path}: {made.users} users, {shape}; answers in {output.with_suffix('.jsonl')}")
     if made.left_out:

@@ -16,7 +16,7 @@ from t2i_align.errors import UserError
 from t2i_align.personal.config import NULL_USER
 from t2i_align.personal.files import SavedPersonal, read_personal
 from t2i_align.personal.pair_features import pair_features
-from t2i_align.personal.who import answers_of, everything_of
+from t2i_align.personal.who import answers_of, everything_of, split_user
 from t2i_align.rewards.personal import comparisons, read_features
 
 
@@ -78,8 +78,8 @@ def fit(head_run: str | Path, answers: str, first: int | None = None, candidates
     """
     extractor = read_features(head_run)
     head = load_head(Path(head_run) / "model")
-    address, mark, user = answers.partition("#")
-    given = answers_of(address, user if mark else None, ties=True)
+    address, user = split_user(answers)
+    given = answers_of(address, user, ties=True)
     if first is not None:
         given = given.without(range(first, len(given)), "not shown yet")
     known = comparisons(given, pair_features(given, extractor))
@@ -116,8 +116,8 @@ def save_tokens(adapter_run: str, answers: str, first: int | None, name: str, pa
     if name == NULL_USER:
         raise UserError(f"'{NULL_USER}' is the user of whom nothing is known.", fix="choose another --name")
     saved = read_personal(source.weights)
-    address, mark, user = answers.partition("#")
-    given = answers_of(address, user if mark else None)
+    address, user = split_user(answers)
+    given = answers_of(address, user)
     if first is not None:
         given = given.without(range(first, len(given)), "not shown yet")
     if saved.adapter.config.encoder == "table":

@@ -59,13 +59,27 @@ def blend(start: str, end: str, share: float) -> str:
     return parts[0][1] if len(parts) == 1 and parts[0][0] == 1.0 else "+".join(f"{w:.9g}*{who}" for w, who in parts)
 
 
+def split_user(word: str) -> tuple[str, str | None]:
+    """Address and user of ``ADDRESS[#USER]``; the user is None where none is named.
+
+    The longest beginning that is there as a path is the address, so that a folder ``pairs #1`` can be named; otherwise
+    what stands before the first ``#``.
+    """
+    marks = [place for place, letter in enumerate(word) if letter == "#"]
+    for end in (len(word), *reversed(marks)):
+        if word[:end] and Path(word[:end]).expanduser().exists():
+            return word[:end], word[end + 1 :] if end < len(word) else None
+    address, mark, user = word.partition("#")
+    return address, user if mark else None
+
+
 def split_terms(word: str) -> list[tuple[float, str]]:
     """(weight, user) of every part of a mixture; a word without + and * is one part of weight 1.
 
     Raises:
         UserError: an empty part.
     """
-    if Path(word.partition("#")[0]).exists():  # a path may hold a + of its own
+    if Path(split_user(word)[0]).exists():  # a path may hold a + of its own
         return [(1.0, word)]
     found = []
     for part in word.split("+"):
@@ -118,15 +132,15 @@ def everything_of(address: str) -> PairSource:
 
 
 def _one(personal: Personal, who: str) -> Tensor:
-    place, mark, name = who.partition("#")
+    place, name = split_user(who)
     if who == NULL_USER or who in personal.names:
         return personal.tokens(who)
     if Path(place).expanduser().suffix == SAFETENSORS:
-        return _from_arrays(personal, place, name if mark else None)
+        return _from_arrays(personal, place, name)
     if "=" in who:
         return personal.add_rewards(who, _weights(who.split(",")))
-    if Path(place).suffix in PAIR_SUFFIXES or Path(place).expanduser().is_dir() or mark:
-        return _from_pairs(personal, who, place, name if mark else None)
+    if Path(place).suffix in PAIR_SUFFIXES or Path(place).expanduser().is_dir() or name is not None:
+        return _from_pairs(personal, who, place, name)
     raise UserError(
         "Unknown user.",
         who,

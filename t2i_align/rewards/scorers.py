@@ -95,6 +95,8 @@ def parse(word: str) -> list[ScorerSpec]:
     Raises:
         UserError: an empty name or checkpoint, or a file that does not hold scorers.
     """
+    if word.endswith(FILE_SUFFIXES) and Path(word).is_file():  # whatever its path holds
+        return _from_file(Path(word))
     specs = []
     for piece in (piece.strip() for piece in word.split(",")):
         name, equals, checkpoint = piece.partition("=")

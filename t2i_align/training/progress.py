@@ -23,7 +23,7 @@ class Progress:
     """
 
     def __init__(self, total: int, enabled: bool) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)  # [set] is no markup
         self._total, self._enabled = total, enabled and not is_quiet()
         self._every = max(1, total // 20)
         self._pace: deque[tuple[int, float]] = deque(maxlen=PACE_OF)

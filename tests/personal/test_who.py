@@ -20,7 +20,7 @@ from t2i_align.personal.config import PersonalConfig
 from t2i_align.personal.features import PixelFeatures, open_extractor
 from t2i_align.personal.files import read_personal, save_personal
 from t2i_align.personal.pipeline import Personal
-from t2i_align.personal.who import answers_of, split_terms, tokens_of
+from t2i_align.personal.who import answers_of, split_terms, split_user, tokens_of
 from tests.training.runs import write_pairs
 
 from .common import TABLE, add_adapter, open_up
@@ -174,3 +174,13 @@ def test_clip_features_are_unit_vectors_that_tell_pictures_and_words_apart() -> 
         assert torch.allclose(rows.norm(dim=1), torch.ones(len(rows)), atol=1e-5)
         assert not torch.allclose(rows[0], rows[1], atol=1e-3)
     assert torch.allclose(words[0], words[2]) and clip.fingerprint == open_extractor("shapes:pickscore").fingerprint
+
+
+def test_an_address_may_hold_the_mark_of_a_user(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs #1").mkdir()
+    assert split_user("pairs #1") == ("pairs #1", None)
+    assert split_user("pairs #1#anna") == ("pairs #1", "anna")
+    assert split_user("pairs.parquet#USER #2") == ("pairs.parquet", "USER #2")
+    assert split_user("anna") == ("anna", None)
+    assert split_terms("pairs #1#anna+ben") == [(1.0, "pairs #1#anna+ben")]  # users of a path may hold a +
