@@ -1,6 +1,5 @@
 """The terminal: pace and time left, silence when asked for it; sample grids in the trackers."""
 
-import logging
 import sys
 
 import numpy as np
@@ -52,7 +51,7 @@ def test_durations(seconds, words):
 
 def test_other_processes_and_quiet_runs_say_nothing(capsys, monkeypatch):
     assert shown(capsys, [(1, 1.0), (100, 2.0)], enabled=False) == []
-    monkeypatch.setattr(logging.getLogger("t2i_align"), "level", logging.WARNING)
+    monkeypatch.setattr("t2i_align.progress._quiet", True)
     assert shown(capsys, [(1, 1.0), (100, 2.0)]) == []
 
 
@@ -79,7 +78,8 @@ def test_grids_are_in_tensorboard_and_wandb_and_quiet_is_quiet(tiny_sd, tmp_path
     file.write_text(yaml.safe_dump(settings))
     result = CliRunner().invoke(app, ["-q", "train", str(file)])
     assert result.exit_code == 0, result.output
-    assert result.stderr == ""
+    # Warnings stay: untrained weights do predict worse than zero.
+    assert [line for line in result.stderr.splitlines() if not line.startswith("the base model predicts worse")] == []
     assert result.stdout.startswith("2 steps in ") and result.stdout.count("\n") == 1
 
     grids = [run / f"samples/step-{step}.png" for step in (0, 1, 2)]
