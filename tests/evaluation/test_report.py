@@ -318,4 +318,5 @@ def test_only_what_stands_the_correction_is_coloured(tmp_path):
     base, tuned = levels_of(12, wins=12)
     text = text_of(make_evaluation(tmp_path, {"base": base, "tuned": tuned}))
     assert "tuned: too few prompts for a verdict (12 of 20)" in text
+    assert "with fewer than 20 different prompts" in text
     assert not Page(text).all("span", "fill better") and not Page(text).all("b", "better")
