@@ -29,9 +29,13 @@ class RewardModelError(ValueError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> RewardModelError:
     """An error for a name outside a fixed set, with the nearest valid one."""
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return RewardModelError(f"unknown {kind} '{name}'", fix=f"{hint}choose from: {', '.join(names)}")
+    return RewardModelError(f"unknown {kind} '{name}'", fix=f"{nearest_of(name, names)}choose from: {', '.join(names)}")
+
+
+def nearest_of(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'? ` with the known name that is nearest, or nothing where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean '{near[0]}'? " if near else ""
 
 
 def nearest_of_many(name: str, known: Iterable[str], shown: int = 3) -> str:

@@ -27,8 +27,9 @@ from reward_models.images import ImageSource, decode_image
 from reward_models.preprocess import Preprocessor
 
 Prompts: TypeAlias = "str | Sequence[str]"
-# A picture ready for one or several towers, keyed by the name of its preprocessing.
-Prepared: TypeAlias = dict[str, Tensor]
+# A picture ready for one or several towers, keyed by the name of its preprocessing: a tensor, but for functions of
+# pictures (`reward_models.own`) the picture itself; a batch holds a stacked tensor or a list.
+Prepared: TypeAlias = dict[str, Any]
 
 DTYPES = {
     "float32": torch.float32,
@@ -61,12 +62,14 @@ class BaseScorer(ABC):
         version: hash of the weights, then every setting that differs from the scorer's default.
         device: where the model runs.
         preference_scale: s in P(a over b) = sigmoid(s * (score_a - score_b)); 1 where the score is a logit.
+        differentiable: whether `score_tensor` works.
     """
 
     name: str
     version: str
     device: torch.device
     preference_scale: float = 1.0
+    differentiable: bool = True
 
     @property
     @abstractmethod
@@ -158,7 +161,8 @@ def prepare_image(image: ImageSource, preprocessors: Iterable[Preprocessor]) -> 
 
 def stack_prepared(items: Sequence[Prepared]) -> Prepared:
     """Join pictures prepared one by one into a batch per preprocessing."""
-    return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+    columns = {key: [item[key] for item in items] for key in items[0]}
+    return {key: torch.stack(parts) if isinstance(parts[0], Tensor) else parts for key, parts in columns.items()}
 
 
 def expand_prompts(prompts: Prompts, count: int) -> list[str]:

@@ -16,7 +16,7 @@ from t2i_align.errors import UserError
 from t2i_align.evaluation import evaluate
 from t2i_align.evaluation.prompts import load_prompts
 from t2i_align.evaluation.results import Evaluation
-from t2i_align.evaluation.scorers import open_scorer
+from t2i_align.evaluation.scorers import check_scorers, open_scorer
 from t2i_align.evaluation.users import UserChoice
 from t2i_align.training.once import DONE_FILE, train_once
 
@@ -78,6 +78,7 @@ def run(
 def _look_ahead(comparison: Comparison) -> None:
     """Find out before hours of training that prompts or a judge cannot be had."""
     judging = comparison.config.evaluation
+    check_scorers(judging.scorers)
     load_prompts(judging.prompts, judging.limit, judging.shuffle_prompts)
     if any(not (Path(one.output_dir) / DONE_FILE).is_file() for one in comparison.runs.values()):
         for spec in judging.scorers:

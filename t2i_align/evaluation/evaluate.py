@@ -13,7 +13,7 @@ from t2i_align.evaluation.checkpoints import expand
 from t2i_align.evaluation.manifest import read_settings
 from t2i_align.evaluation.prompts import PromptSet, load_prompts
 from t2i_align.evaluation.results import Evaluation
-from t2i_align.evaluation.scorers import Scorer
+from t2i_align.evaluation.scorers import Scorer, check_scorers
 from t2i_align.evaluation.users import UserChoice
 from t2i_align.processes import Processes
 
@@ -187,6 +187,7 @@ def _check(models: Mapping[str, str], baseline: str, control: str | None, scorer
         raise UserError("The control cannot be the baseline.", baseline, "give the control a model of its own")
     if not scorers:
         raise UserError("No scorer was given.", "", "name at least one, e.g. --scorer oracle")
+    check_scorers(scorers)
 
 
 def run_folders(models: Mapping[str, str]) -> dict[str, Path]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -47,36 +46,6 @@ class OracleScorer:
         return {name: np.asarray(scores[name], dtype=np.float64) for name in self.dimensions}
 
 
-class TasteScorer:
-    """A synthetic user of the embedded world: ``taste:ID[@POPULATION][:TASTE+TASTE]``, see ``shapes.users.make_user``.
-
-    ``taste:1000003`` cares about colour and brightness, ``taste:1000003:brightness`` is one of ``shapes:user-pairs``.
-    """
-
-    dimensions: tuple[str, ...] = ("overall",)
-    version = "1"
-
-    def __init__(self, who: str) -> None:
-        from t2i_align.shapes.users import TASTES, make_user
-
-        found = re.fullmatch(r"(\d+)(?:@(\d+))?(?::([a-z+]+))?", who)
-        if found is None:
-            fix = "for example taste:1000003, or taste:1000003:brightness"
-            raise UserError("A taste is that of a numbered user.", f"taste:{who}", fix)
-        tastes = tuple(found[3].split("+")) if found[3] else ("colour", "brightness")
-        if unknown := sorted(set(tastes) - set(TASTES)):
-            raise UserError(
-                "Nobody has this taste.", f"{', '.join(unknown)} in taste:{who}", f"use {', '.join(TASTES)}"
-            )
-        self._user, self.name = make_user(int(found[1]), int(found[2] or 0), tastes), f"taste:{who}"
-
-    def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Mapping[str, np.ndarray]:
-        """See ``Scorer``; captions play no part."""
-        from t2i_align.shapes.users import taste_score
-
-        return {"overall": taste_score(self._user, list(images)).astype(np.float64)}
-
-
 class RewardModelScorer:
     """A scorer of ``reward_models``: one number per picture, called overall."""
 
@@ -96,7 +65,21 @@ class RewardModelScorer:
 
 BUILT_IN: dict[str, Callable[[], Scorer]] = {"oracle": OracleScorer}
 """Judges that are not reward models."""
-TASTE = "taste:"
+
+
+def check_scorers(specs: Iterable[str | Scorer]) -> None:
+    """Whether there are scorers of these names, before anything is sampled for them; nothing is loaded or run.
+
+    Args:
+        specs: see ``open_scorer``.
+
+    Raises:
+        UserError: no such scorer, with the nearest name that there is.
+    """
+    from t2i_align.rewards.scorers import check_scorer_words
+
+    words = [spec for spec in specs if isinstance(spec, str)]
+    check_scorer_words([word for word in words if word not in BUILT_IN], one_each=True)
 
 
 def open_scorer(spec: str | Scorer, device: str | None = None) -> Scorer:
@@ -104,7 +87,8 @@ def open_scorer(spec: str | Scorer, device: str | None = None) -> Scorer:
 
     Args:
         spec: ``oracle``; ``taste:ID[:TASTES]``, a user of the embedded world; a reward model's name, with a condition
-            (``mps:aesthetic``) or weights of your own (``name=checkpoint``); a .yaml file with one scorer; or a scorer.
+            (``mps:aesthetic``) or weights of your own (``name=checkpoint``); ``file.py:function``; a .yaml file with
+            one scorer; or a scorer.
         device: for reward models.
 
     Raises:
@@ -113,8 +97,6 @@ def open_scorer(spec: str | Scorer, device: str | None = None) -> Scorer:
     if not isinstance(spec, str):
         return spec
     name, _, checkpoint = spec.partition("=")
-    if spec.startswith(TASTE):
-        return TasteScorer(spec.removeprefix(TASTE))
     if name in BUILT_IN:
         if checkpoint:
             raise UserError(f"The scorer {name} takes no checkpoint.", spec, f"ask for {name} alone")

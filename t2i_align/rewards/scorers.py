@@ -1,16 +1,18 @@
-"""Scorers from the words of a command line: reward models by name, the oracle, or a file that spells them out.
+"""Scorers from the words of a command line: reward models by name, judges of the shapes world, functions, files.
 
 pickscore                    published weights
 pickscore=DIR                weights of your own; hub references and shapes: addresses work too
 mps:aesthetic=DIR            with a condition
 shapes:pickscore             a head of the shapes world, short for pickscore=shapes:pickscore; shapes:mps:aesthetic too
 oracle, oracle:semantic      the judge of the shapes world, overall or in one dimension
+taste:1000003                a user of the shapes world: taste:ID[@POPULATION][:TASTE+TASTE]
+file.py:function             a function of your own; the file is run when the scorer is loaded, not when it is named
 scorers.yaml                 label -> keywords of reward_models.load, and `name` where it is not the label
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,16 @@ from typing import Any
 import yaml
 
 import reward_models
+from reward_models.errors import RewardModelError, nearest_of
+from reward_models.own import FORM, own_name
+from reward_models.registry import SCORERS
+from reward_models.registry import check as check_model
 from reward_models.scorer import BaseScorer
 from t2i_align.errors import UserError
-from t2i_align.rewards.oracle import OracleScorer
+from t2i_align.rewards.oracle import DIMENSIONS, OracleScorer, TasteScorer
 
-ORACLE = "oracle"
+ORACLE, TASTE = "oracle", "taste"
+JUDGES = {ORACLE: "the judge of the shapes world", TASTE: "a user of it"}
 BUILT_IN = "shapes:"
 FILE_SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -33,7 +40,8 @@ class ScorerSpec:
 
     Attributes:
         label: what its scores are called; the scorer's own name where empty.
-        name: of ``reward_models.load``, with a condition after a colon, or ``oracle``.
+        name: of ``reward_models.load``, with a condition after a colon; ``oracle``, ``taste:ID`` or
+            ``file.py:function``.
         options: keywords of ``reward_models.load``, ``checkpoint`` among them.
     """
 
@@ -50,12 +58,14 @@ def load_scorers(words: Sequence[str], device: str | None = None, dtype: str | N
         device, dtype: of reward models; None leaves them to ``reward_models.load``.
 
     Raises:
-        UserError: no scorer, one asked for twice, or a broken file.
-        RewardModelError: an unknown name, or a checkpoint that cannot be used.
+        UserError: no scorer, an unknown one, one asked for twice, or a broken file.
+        RewardModelError: a checkpoint that cannot be used.
     """
     specs = [spec for word in words for spec in parse(word)]
     if not specs:
         raise UserError("No scorer was given.", "", "name at least one, for example --scorer pickscore")
+    for spec in specs:  # all of them, before the first one is loaded
+        _check(spec)
     scorers = [load_scorer(spec, device, dtype) for spec in specs]
     names = [scorer.name for scorer in scorers]
     if len(set(names)) != len(names):
@@ -70,15 +80,9 @@ def load_scorers(words: Sequence[str], device: str | None = None, dtype: str | N
 def load_scorer(spec: ScorerSpec | str, device: str | None = None, dtype: str | None = None) -> BaseScorer:
     """One scorer; see `load_scorers`."""
     if isinstance(spec, str):
-        specs = parse(spec)
-        if len(specs) != 1:
-            raise UserError("One scorer is wanted here.", f"{len(specs)} in {spec!r}", "name a single one")
-        spec = specs[0]
-    name, _, dimension = spec.name.partition(":")
-    if name == ORACLE:
-        if spec.options:
-            raise UserError("The oracle takes no checkpoint and no options.", f"{spec.options}", f"write {spec.name}")
-        scorer: BaseScorer = OracleScorer(dimension or "overall")
+        spec = _only(parse(spec), spec)
+    if _judge_of(spec) is not None:
+        scorer: BaseScorer = _judge(spec)
     else:
         options = {key: resolved(value) for key, value in spec.options.items()}
         given = {"device": device, "dtype": dtype}
@@ -87,6 +91,75 @@ def load_scorer(spec: ScorerSpec | str, device: str | None = None, dtype: str | 
     if spec.label:
         scorer.name = spec.label
     return scorer
+
+
+def check_scorer_words(words: Iterable[str], one_each: bool = False) -> None:
+    """Whether there are scorers of these names, before any work is done for them.
+
+    Names, conditions, options and ``shapes:`` addresses are checked, and that a file of one's own defines its function.
+    No checkpoint is looked for, nothing is loaded, and no file is run.
+
+    Args:
+        words: see the module; commas separate several in one word.
+        one_each: every word must name a single scorer, as for `load_scorer`.
+
+    Raises:
+        UserError: what is wrong, with the nearest name that there is.
+    """
+    for word in words:
+        specs = parse(word)
+        if one_each:
+            _only(specs, word)
+        for spec in specs:
+            _check(spec)
+
+
+def _only(specs: list[ScorerSpec], word: str) -> ScorerSpec:
+    if len(specs) != 1:
+        raise UserError("One scorer is wanted here.", f"{len(specs)} in {word!r}", "name a single one")
+    return specs[0]
+
+
+def _check(spec: ScorerSpec) -> None:
+    """One of `check_scorer_words`."""
+    if _judge_of(spec) is not None:
+        _judge(spec)
+        return
+    name = spec.name.partition(":")[0]
+    if name not in SCORERS and own_name(spec.name) is None:
+        known = [*SCORERS, *JUDGES]
+        raise UserError(
+            f"There is no scorer {name!r}.",
+            spec.name,
+            f"{nearest_of(name, known)}use one of {', '.join(known)}, or {FORM} for one of your own",
+        )
+    try:
+        check_model(spec.name, {key: resolved(value) for key, value in spec.options.items()})
+    except RewardModelError as error:
+        raise UserError(f"The scorer {spec.name} cannot be used: {error.what}.", error.found, error.fix) from error
+
+
+def _judge_of(spec: ScorerSpec) -> str | None:
+    """Which judge of the shapes world a scorer is; None for a reward model."""
+    name = spec.name.partition(":")[0]
+    return name if name in JUDGES else None
+
+
+def _judge(spec: ScorerSpec) -> BaseScorer:
+    name, _, detail = spec.name.partition(":")
+    if spec.options:
+        raise UserError(
+            f"The scorer {name} takes no checkpoint and no options.", f"{spec.options}", f"write {spec.name}"
+        )
+    if name == TASTE:
+        return TasteScorer(detail)
+    if detail and detail not in DIMENSIONS:
+        raise UserError(
+            f"The oracle has no dimension {detail!r}.",
+            spec.name,
+            f"{nearest_of(detail, DIMENSIONS)}use one of {', '.join(DIMENSIONS)}",
+        )
+    return OracleScorer(detail or "overall")
 
 
 def parse(word: str) -> list[ScorerSpec]:
@@ -99,6 +172,9 @@ def parse(word: str) -> list[ScorerSpec]:
         return _from_file(Path(word))
     specs = []
     for piece in (piece.strip() for piece in word.split(",")):
+        if _is_own(piece):
+            specs.append(ScorerSpec(piece))
+            continue
         name, equals, checkpoint = piece.partition("=")
         if not name or (equals and not checkpoint):
             raise UserError("A scorer must be written NAME or NAME=CHECKPOINT.", repr(word), "for example pickscore")
@@ -110,6 +186,13 @@ def parse(word: str) -> list[ScorerSpec]:
         else:
             specs.append(ScorerSpec(name, {"checkpoint": checkpoint} if equals else {}))
     return specs
+
+
+def _is_own(piece: str) -> bool:
+    try:
+        return own_name(piece) is not None
+    except RewardModelError as error:
+        raise UserError(f"{error.what[0].upper()}{error.what[1:]}.", error.found, error.fix) from error
 
 
 def resolved(value: Any) -> Any:

@@ -17,7 +17,7 @@ from t2i_align.data.wording import counted
 from t2i_align.errors import UserError
 from t2i_align.processes import Processes
 from t2i_align.rewards.pictures import open_pictures
-from t2i_align.rewards.scorers import load_scorers
+from t2i_align.rewards.scorers import check_scorer_words, load_scorers
 
 SHOWN_FAILURES = 5
 logger = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ def score(
         RewardModelError: a scorer cannot be loaded, or an interrupted run with other scorers left its parts.
     """
     output = new_parquet(Path(output))
+    check_scorer_words(scorers)
     items = open_pictures(images, prompts, split)
     if not items:
         raise UserError("There are no pictures to score.", images, "name a folder or file with pictures")

@@ -16,7 +16,6 @@ from reward_models.scorer import BaseScorer, torch_dtype
 from reward_models.step_aware import StepAwareModel
 from t2i_align.backbones import Backbone
 from t2i_align.errors import UserError
-from t2i_align.rewards.oracle import OracleScorer
 from t2i_align.rewards.scorers import ScorerSpec, load_scorer, resolved
 from t2i_align.stepwise.config import ScorerConfig
 from t2i_align.stepwise.denoiser import GuidedDenoiser
@@ -35,7 +34,7 @@ class PictureJudge:
 
 
 class FileJudge:
-    """A picture scorer that only judges finished files of 8 bits, such as the oracle of the shapes world."""
+    """A picture scorer that only judges finished files of 8 bits, such as the oracle or a function of one's own."""
 
     def __init__(self, scorer: BaseScorer) -> None:
         self._scorer = scorer
@@ -106,7 +105,7 @@ def _judge(config: ScorerConfig, backbone: Backbone) -> Judge:
     options = {} if config.checkpoint is None else {"checkpoint": config.checkpoint}
     spec = ScorerSpec(str(config.reward), options)
     scorer = load_scorer(spec, str(backbone.device), config.dtype)
-    return FileJudge(scorer) if isinstance(scorer, OracleScorer) else PictureJudge(scorer)
+    return FileJudge(scorer) if not scorer.differentiable else PictureJudge(scorer)
 
 
 def _checked_channel(config: ScorerConfig, backbone: Backbone) -> LatentScorer:

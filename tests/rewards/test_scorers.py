@@ -8,7 +8,7 @@ from PIL import Image
 from reward_models import RewardModelError
 from t2i_align.errors import UserError
 from t2i_align.rewards.oracle import OracleScorer
-from t2i_align.rewards.scorers import ScorerSpec, load_scorer, load_scorers, parse
+from t2i_align.rewards.scorers import ScorerSpec, check_scorer_words, load_scorer, load_scorers, parse
 from t2i_align.shapes.oracle import Oracle
 from t2i_align.shapes.render import render
 from t2i_align.shapes.world import caption
@@ -53,15 +53,18 @@ def test_refusals(head, tmp_path):
         ([], "No scorer"),
         (["oracle,oracle"], "same name"),
         (["oracle=weights"], "no checkpoint"),
+        (["pickscore,pickscor"], "did you mean 'pickscore'"),
+        (["oracle:semntic"], "did you mean 'semantic'"),
+        (["taste:anna"], "numbered user"),
+        (["pickscore:aesthetic"], "unknown option of pickscore 'condition'"),
         ([str(tmp_path / "none.yaml")], "does not exist"),
         (["pickscore=shapes:nonsense"], "no such part of the shapes world"),
     ]:
         with pytest.raises(UserError, match=message):
             load_scorers(words)
-    with pytest.raises(RewardModelError, match="did you mean 'pickscore'"):
-        load_scorers(["pickscor"])
-    with pytest.raises(RewardModelError, match="dimension of the oracle"):
-        load_scorers(["oracle:beauty"])
+        if words and "same name" not in message:
+            with pytest.raises(UserError, match=message):
+                check_scorer_words(words)
     with pytest.raises(UserError, match="One scorer"):
         load_scorer("oracle,pickscore")
 

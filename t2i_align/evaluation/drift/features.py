@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from reward_models.addresses import named_model
 from t2i_align.errors import UserError
 from t2i_align.evaluation.scorers import RewardModelScorer, open_scorer
 
@@ -94,7 +95,7 @@ def open_encoder(spec: str | None, scorers: Sequence[str], device: str | None) -
 
 
 def _name(spec: str) -> str:
-    return spec.partition("=")[0]
+    return named_model(spec.partition("=")[0])[0]
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
