@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import OrderedDict
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -42,6 +43,11 @@ class NetworkScorer(BaseScorer):
     @property
     def preprocessors(self) -> tuple[Preprocessor, ...]:
         return (self.preprocessor,)
+
+    def read_as(self, decoding: str) -> None:
+        """Take pictures in another decoding of `decode_image`; the version says so."""
+        self.preprocessor = replace(self.preprocessor, decoding=decoding)
+        self.version += f"+decoding={decoding}"
 
     def score_prepared(self, prompts: Prompts, prepared: Prepared) -> Tensor:
         return self.score_inputs(prompts, prepared[self.preprocessing])

@@ -13,7 +13,11 @@ hpsv2_rgb_first     first                           tensor, long side   zero pad
 hpsv2_no_antialias  first                           tensor, long side   the same, resize not antialiased
 ==================  ==============================  ==================  =============================
 
-The last one is what HPSv2 computed with torchvision before 0.17, when its tables were made. Every pipeline has a
+What a pipeline is given is upright RGB, as `decode_image` shows a picture, so the second column matters only with
+`decoding="published"`: then it is the picture in its file's own mode, as the official codes read it. A name without
+`+shown` has always meant that.
+
+The last pipeline is what HPSv2 computed with torchvision before 0.17, when its tables were made. Every pipeline has a
 differentiable twin on float tensors, `Preprocessor.tensor`: same geometry, tensor interpolation, no rounding to 8 bit
 and no clamping, so gradients reach every pixel.
 """
@@ -31,7 +35,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from reward_models.errors import unknown_name
-from reward_models.images import MAX_PIXELS, ImageSource, check_size, decode_image
+from reward_models.images import DECODINGS, MAX_PIXELS, PUBLISHED, SHOWN, ImageSource, check_size, decode_image
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -44,18 +48,23 @@ class Preprocessor:
     Args:
         name: a key of `PIPELINES`.
         size: side S of the square output in pixels.
+        decoding: of `decode_image`. `published` hands the picture over as its file holds it, which the official
+            pipelines did: neither turned by EXIF nor composited, in its own mode.
     """
 
     name: str
     size: int
+    decoding: str = SHOWN
 
     def __post_init__(self) -> None:
+        if self.decoding not in DECODINGS:
+            raise unknown_name("decoding", self.decoding, DECODINGS)
         if self.name not in PIPELINES:
             raise unknown_name("preprocessing", self.name, PIPELINES)
 
     def __call__(self, source: ImageSource) -> Tensor:
         """Decode and preprocess one picture to a float32 tensor [3, S, S]."""
-        return PIPELINES[self.name][0](decode_image(source), self.size)
+        return PIPELINES[self.name][0](decode_image(source, decoding=self.decoding), self.size)
 
     def tensor(self, pixels: Tensor) -> Tensor:
         """Preprocess a batch [N, 3, H, W] with values in [0, 1] differentiably to [N, 3, S, S]."""
@@ -63,7 +72,8 @@ class Preprocessor:
         return normalise(PIPELINES[self.name][1](pixels, self.size))
 
     def __str__(self) -> str:
-        return f"{self.name}@{self.size}"
+        decoding = "" if self.decoding == PUBLISHED else f"+{self.decoding}"
+        return f"{self.name}{decoding}@{self.size}"
 
 
 def normalise(pixels: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ from reward_models.ensemble import load_ensemble
 from reward_models.errors import RewardModelError, unknown_name
 from reward_models.hps import load_hps_v1, load_hpsv2, load_hpsv21
 from reward_models.image_reward import load_image_reward
+from reward_models.images import DECODINGS, SHOWN
 from reward_models.mps import load_mps
+from reward_models.network import NetworkScorer
 from reward_models.own import check_own, load_own, own_name
 from reward_models.pickscore import load_pickscore
 from reward_models.scorer import BaseScorer, torch_device, torch_dtype
@@ -57,7 +59,9 @@ def load(
             Normalisation and dot products stay in float32.
         tokenizer: folder or hub id, where the checkpoint carries none.
         model_config: JSON file or mapping of another size than the published one.
-        **options: options of this scorer alone, see its `load_...` function.
+        **options: options of this scorer alone, see its `load_...` function; and of all but ensembles `decoding`:
+            `shown` (default), or `published` for pictures neither turned by EXIF nor composited, as the official codes
+            read them.
 
     Raises:
         RewardModelError: unknown name or option, or a checkpoint that is missing, damaged, unsafe or of
@@ -72,8 +76,12 @@ def load(
     name, _, condition = name.partition(":")
     if condition:
         options["condition"] = condition
+    decoding = options.pop("decoding", SHOWN)
     options = {key: resolved(value) for key, value in ({"checkpoint": address} | options).items()}
-    return SCORERS[name](device=torch_device(device), dtype=torch_dtype(dtype), **options)
+    scorer = SCORERS[name](device=torch_device(device), dtype=torch_dtype(dtype), **options)
+    if decoding != SHOWN and isinstance(scorer, NetworkScorer):
+        scorer.read_as(decoding)
+    return scorer
 
 
 def check(name: str, options: Mapping[str, Any]) -> None:
@@ -105,8 +113,12 @@ def check(name: str, options: Mapping[str, Any]) -> None:
     if name not in SCORERS:
         raise unknown_name("scorer", name, SCORERS)
     known = [key for key in inspect.signature(SCORERS[name]).parameters if key not in ("device", "dtype")]
+    if name != "ensemble":  # whose members have it each
+        known.append("decoding")
     for option in [*asked, *(["condition"] if condition else [])]:
         if option not in known:
             raise unknown_name(f"option of {name}", option, [key for key in known if key != "checkpoint"])
+    if options.get("decoding", SHOWN) not in DECODINGS:
+        raise unknown_name("decoding", str(options["decoding"]), DECODINGS)
     if options.get("checkpoint") is not None and not str(options["checkpoint"]):
         raise RewardModelError("checkpoint is an empty string", fix="leave it out for the published weights")

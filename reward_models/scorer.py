@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -23,13 +23,14 @@ from PIL import Image
 from torch import Tensor
 
 from reward_models.errors import RewardModelError
-from reward_models.images import ImageSource, decode_image
+from reward_models.images import DECODINGS, ImageSource, decode_image
 from reward_models.preprocess import Preprocessor
 
 Prompts: TypeAlias = "str | Sequence[str]"
 # A picture ready for one or several towers, keyed by the name of its preprocessing: a tensor, but for functions of
 # pictures (`reward_models.own`) the picture itself; a batch holds a stacked tensor or a list.
 Prepared: TypeAlias = dict[str, Any]
+Decoded: TypeAlias = dict[str, Image.Image]
 
 DTYPES = {
     "float32": torch.float32,
@@ -101,7 +102,7 @@ class BaseScorer(ABC):
             return None
         return sum(length > tokenise.length for length in tokenise.lengths(list(prompts))), tokenise.length
 
-    def prepare(self, image: ImageSource) -> Prepared:
+    def prepare(self, image: ImageSource | Decoded) -> Prepared:
         """Decode and preprocess one picture on the CPU; what decoding workers run."""
         return prepare_image(image, self.preprocessors)
 
@@ -129,10 +130,10 @@ class BaseScorer(ABC):
             else list(images)
         )
         # PIL decodes lazily and is not safe when two threads touch one image; a repeated image is common.
-        sources = [decode_image(source) if isinstance(source, Image.Image) else source for source in sources]
+        ready = [self._decoded(source) if isinstance(source, Image.Image) else source for source in sources]
         texts = expand_prompts(prompts, len(sources))
         scores = []
-        for start, prepared in self._prepared_batches(sources, batch_size):
+        for start, prepared in self._prepared_batches(ready, batch_size):
             scores.append(self.score_prepared(texts[start : start + batch_size], prepared).float().cpu())
         return torch.cat(scores) if scores else torch.empty(0)
 
@@ -140,7 +141,12 @@ class BaseScorer(ABC):
         """Probability [N] of each image to be the preferred one: softmax(preference_scale * score)."""
         return torch.softmax(self.preference_scale * self.score(prompt, images), dim=0)
 
-    def _prepared_batches(self, images: list[ImageSource], batch_size: int) -> Iterator[tuple[int, Prepared]]:
+    def _decoded(self, image: ImageSource) -> Decoded:
+        return decode_once(image, self.preprocessors)
+
+    def _prepared_batches(
+        self, images: Sequence[ImageSource | Decoded], batch_size: int
+    ) -> Iterator[tuple[int, Prepared]]:
         """Preprocess in threads, one batch ahead of the model (PIL and torch release the GIL)."""
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
 
@@ -153,10 +159,16 @@ class BaseScorer(ABC):
                 yield start, stack_prepared([future.result() for future in current])
 
 
-def prepare_image(image: ImageSource, preprocessors: Iterable[Preprocessor]) -> Prepared:
+def prepare_image(image: ImageSource | Decoded, preprocessors: Sequence[Preprocessor]) -> Prepared:
     """Decode one picture once and run it through every pipeline."""
-    decoded = decode_image(image)
-    return {str(preprocessor): preprocessor(decoded) for preprocessor in preprocessors}
+    decoded = image if isinstance(image, dict) else decode_once(image, preprocessors)
+    return {str(preprocessor): preprocessor(decoded[preprocessor.decoding]) for preprocessor in preprocessors}
+
+
+def decode_once(image: ImageSource, preprocessors: Sequence[Preprocessor]) -> Decoded:
+    """One picture in every decoding that the pipelines ask for, by its name."""
+    asked = {preprocessor.decoding for preprocessor in preprocessors}
+    return {name: decode_image(image, decoding=name) for name in DECODINGS if name in asked}
 
 
 def stack_prepared(items: Sequence[Prepared]) -> Prepared:

@@ -1,18 +1,11 @@
-"""From encoded bytes to an upright RGB picture."""
+"""From encoded bytes to an upright RGB picture: the reward models' decoder, so that scorers see what training sees."""
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
+from PIL import Image
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-
-MAX_PIXELS = 64 * 1024**2  # 8192 x 8192; a small file can claim far more and exhaust memory when decoded
-BACKGROUND = (255, 255, 255)
-# What Pillow's decoders were seen to raise on damaged files; not MemoryError, which is ours to hear of.
-DAMAGED = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, RuntimeError, struct.error, zlib.error)
+from reward_models.errors import RewardModelError
+from reward_models.images import decode_rgb
 
 
 class UndecodableImage(Exception):
@@ -20,33 +13,12 @@ class UndecodableImage(Exception):
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decode to RGB, upright by its EXIF orientation, transparency composited on white.
-
-    Colour profiles are ignored. 16-bit grey is reduced to 8 bits.
+    """Decode to upright RGB by the rules of `reward_models.rgb`.
 
     Raises:
-        UndecodableImage: not a picture, truncated, or more than `MAX_PIXELS` pixels.
+        UndecodableImage: not a picture, truncated, too many pixels, or numbers without a known white.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UndecodableImage(f"{width} x {height} pixels, more than {MAX_PIXELS} (decompression bomb)")
-            return _rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError as error:
-        raise UndecodableImage(f"not a picture in a known format ({len(data)} bytes)") from error
-    except Image.DecompressionBombError as error:
-        raise UndecodableImage(f"decompression bomb: {error}") from error
-    except DAMAGED as error:
-        raise UndecodableImage(str(error) or type(error).__name__) from error
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        canvas = Image.new("RGB", image.size, BACKGROUND)
-        canvas.paste(image, mask=image.getchannel("A"))
-        return canvas
-    if image.mode.startswith("I"):  # Pillow's own conversion clips instead of scaling
-        image = Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
+        return decode_rgb(data)
+    except RewardModelError as error:
+        raise UndecodableImage(f"{error.what}: {error.found}" if error.found else error.what) from error

@@ -22,9 +22,11 @@ def test_pickscore_scores_and_probabilities(pickscore):
 
 
 def test_pickscore_cosine_scale_is_recorded(pickscore):
-    raw = load("pickscore", GOLDEN / "pickscore", tokenizer=TOKENIZER, device="cpu", scale="cosine")
+    raw = load(
+        "pickscore", GOLDEN / "pickscore", tokenizer=TOKENIZER, device="cpu", scale="cosine", decoding="published"
+    )
     close(table(raw, "pickscore"), expected("pickscore")["cosine"], 2e-6)
-    assert raw.version == f"{pickscore.version}+scale=cosine"
+    assert raw.version == pickscore.version.replace("+", "+scale=cosine+")
     paths = image_paths("pickscore")[:2]
     close(raw.compare("a fox", paths), pickscore.compare("a fox", paths), 2e-6)
 
@@ -53,6 +55,7 @@ def test_clip_score(weight, key):
         prefix="",
         weight=weight,
         preprocessing="clip_pil",
+        decoding="published",
     )
     close(table(scorer, "pickscore"), expected("pickscore")[key], weight * 2e-6)
 
@@ -73,7 +76,9 @@ def test_hpsv2_scores(hpsv2):
 def test_hpsv2_logit_scale(hpsv2):
     folder = GOLDEN / "hpsv2"
     config = folder / "tiny_model_cfg.json"
-    logits = load("hpsv2", folder / "model.safetensors", "cpu", model_config=config, scale="logit_scale")
+    logits = load(
+        "hpsv2", folder / "model.safetensors", "cpu", model_config=config, scale="logit_scale", decoding="published"
+    )
     close(table(logits, "hpsv2"), expected("hpsv2")["ranking_logits_logit_scale_times_cosine"], 5e-5)
     close(hpsv2.preference_scale, expected("hpsv2")["logit_scale_exp"], 1e-4)
 
@@ -89,7 +94,7 @@ CONDITIONS = {"overall": "overall", "aesthetic": "aesthetics", "detail": "detail
 
 
 def load_mps(**options):
-    return load("mps", checkpoint=GOLDEN / "mps", tokenizer=TOKENIZER, device="cpu", **options)
+    return load("mps", checkpoint=GOLDEN / "mps", tokenizer=TOKENIZER, device="cpu", decoding="published", **options)
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)

@@ -83,7 +83,7 @@ def test_matches_the_reference(scorer):
     inputs = torch.stack([scorer.preprocessor(image) for image in images])
     reference = reference_score(image_reward_state(), ids, mask, inputs)
     torch.testing.assert_close(scorer.score(PROMPTS, images), reference, rtol=0, atol=2e-5)
-    assert scorer.preprocessing == "openai@32"
+    assert scorer.preprocessing == "openai+shown@32"
 
 
 def test_golden_head_and_standardisation(tmp_path):

@@ -29,7 +29,7 @@ def test_pickscore_folder_with_its_own_tokenizer(tmp_path, pickscore):
     shutil.copytree(TOKENIZER, tmp_path / "PickScore_v1")
     for name in ("config.json", "model.safetensors"):
         shutil.copy(GOLDEN / "pickscore" / name, tmp_path / "PickScore_v1")
-    scorer = load("pickscore", tmp_path / "PickScore_v1", "cpu")
+    scorer = load("pickscore", tmp_path / "PickScore_v1", "cpu", decoding="published")
     assert scorer.version == pickscore.version
     torch.testing.assert_close(scorer.score("a fox", IMAGES), pickscore.score("a fox", IMAGES))
 
@@ -49,7 +49,7 @@ def test_pickscore_bin_of_an_old_transformers(tmp_path, pickscore):
 def test_hps_pt_with_state_dict_key(tmp_path, hpsv2, name):
     torch.save({"epoch": 3, "state_dict": golden_weights("hpsv2")}, tmp_path / "HPS.pt")
     scorer = load(name, tmp_path / "HPS.pt", "cpu", model_config=HPS_CONFIG)
-    assert (scorer.name, scorer.preprocessing) == (name, "hpsv2_rgb_first@64")
+    assert (scorer.name, scorer.preprocessing) == (name, "hpsv2_rgb_first+shown@64")
     torch.testing.assert_close(scorer.score("a fox", IMAGES), hpsv2.score("a fox", IMAGES))
 
 
@@ -79,7 +79,7 @@ def test_hps_v1_with_openai_extras(tmp_path, hpsv2):
     state |= {"vocab_size": torch.tensor(49408)}
     torch.save({"state_dict": state}, tmp_path / "hpc.pth")
     scorer = load("hps_v1", tmp_path / "hpc.pth", "cpu", model_config=HPS_CONFIG)
-    assert (scorer.name, scorer.preprocessing) == ("hps_v1", "openai@64")
+    assert (scorer.name, scorer.preprocessing) == ("hps_v1", "openai+shown@64")
     square = [noise_image(4, 64, 64)]  # where the two preprocessings coincide
     torch.testing.assert_close(scorer.score("a fox", square), hpsv2.score("a fox", square), rtol=0, atol=1e-6)
 
@@ -182,7 +182,7 @@ def test_ensemble_file(tmp_path, pickscore, aesthetic):
     both = load("ensemble", tmp_path / "both.json", "cpu")
     reference = 2 * (pickscore.score("a fox", IMAGES) - 5) / 4 - (aesthetic.score("", IMAGES) - 0.5) / 0.1
     torch.testing.assert_close(both.score("a fox", IMAGES), reference, rtol=0, atol=2e-5)
-    assert both.preprocessing == "clip_pil@64; openai@64"
+    assert both.preprocessing == "clip_pil+shown@64; openai+shown@64"
     assert "reference=three noises" in both.version
     pixels = torch.rand(2, 3, 70, 60)
     reference = 2 * (pickscore.score_tensor("a fox", pixels) - 5) / 4

@@ -29,7 +29,7 @@ def largest_error(tensor, reference):
 @pytest.mark.parametrize("image", IMAGES)
 def test_matches_official_pipeline(name, image):
     reference = expected("preprocess")[OFFICIAL[name]][image]
-    tensor = Preprocessor(name, 224)(image_path(image))
+    tensor = Preprocessor(name, 224, "published")(image_path(image))
     assert tensor.dtype == torch.float32
     assert tuple(tensor.shape) == (3, 224, 224)
     if reference["shape"] == [3, 224, 224]:
@@ -82,6 +82,6 @@ def test_sizes_round_as_the_official_codes_do():
 def test_preprocessor_is_a_picklable_value_with_a_name():
     one = Preprocessor("hpsv2_rgb_first", 224)
     assert pickle.loads(pickle.dumps(one)) == one
-    assert str(one) == "hpsv2_rgb_first@224"
+    assert str(one) == "hpsv2_rgb_first+shown@224"
     with pytest.raises(RewardModelError, match="did you mean 'clip_pil'"):
         Preprocessor("clip_pill", 224)

@@ -80,7 +80,7 @@ def test_the_oracle_scores_as_itself(dimension):
     scorer = OracleScorer(dimension)
     scores = scorer.score(asked, pictures, batch_size=4)
     np.testing.assert_allclose(scores, Oracle().score(asked, pictures)[dimension], atol=1e-6)
-    assert scorer.preprocessing == "shapes_oracle@64"
+    assert scorer.preprocessing == "shapes_oracle+shown@64"
     torch.testing.assert_close(scorer.compare(asked[0], pictures[:2]).sum(), torch.tensor(1.0))
 
 
