@@ -43,7 +43,7 @@ def measure(checkpoint: str, source: str) -> dict[str, Any]:
     """Accuracies and paired differences by dimension of the oracle."""
     pairs = everything(open_table(source))
     captions = [caption for caption in pairs.captions() for _ in range(2)]
-    pictures = [decode_image(data).convert("RGB") for index in range(len(pairs)) for data in pairs.images(index)]
+    pictures = [decode_image(data) for index in range(len(pairs)) for data in pairs.images(index)]
     judged = Oracle().score(captions, pictures)
     margins = {}
     for name in ("overall", *DIMENSIONS):

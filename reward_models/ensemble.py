@@ -20,6 +20,7 @@ from torch import Tensor
 from reward_models.errors import RewardModelError
 from reward_models.images import ImageSource
 from reward_models.loading import read_json
+from reward_models.own import own_name
 from reward_models.preprocess import Preprocessor
 from reward_models.scorer import BaseScorer, Prepared, Prompts
 
@@ -108,6 +109,13 @@ def load_ensemble(
     except ValidationError as error:
         details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise RewardModelError("the ensemble is not well specified", found=details) from error
+    own = [member.name for member in spec.members if own_name(member.name)]
+    if own and root is not None:
+        raise RewardModelError(
+            "an ensemble file cannot name a scorer of your own: a checkpoint must not run code",
+            found=f"{checkpoint}: {', '.join(own)}",
+            fix="give members=[...] in Python",
+        )
     scorers = [
         load(
             member.name,

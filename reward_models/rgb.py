@@ -52,14 +52,13 @@ def colour_key(image: Image.Image) -> ColourKey:
     Pillow spreads grey of 2 and 4 bits over 8 and keeps the high byte of 16-bit colour, but leaves the transparent
     colour as the file has it. Alpha and palettes are no transparent colour, and 1-bit grey is right already.
     """
-    key = image.info.get("transparency")
-    if not isinstance(key, tuple if image.mode == "RGB" else int) or image.mode not in ("L", "RGB", "I;16"):
-        return None
-    if image.mode == "RGB":
-        deep = any(str(raw).endswith(";16B") for raw in _raw_modes(image))
-        return tuple(value >> 8 if deep else value for value in key)
-    bits = next((int(raw[2:]) for raw in _raw_modes(image) if raw in ("L;2", "L;4")), 8)
-    return (key * 255 // (2**bits - 1) if image.mode == "L" else key,)
+    key, raws = image.info.get("transparency"), _raw_modes(image)
+    if isinstance(key, tuple) and image.mode == "RGB":
+        return tuple(value >> 8 for value in key) if any(raw.endswith(";16B") for raw in raws) else key
+    if isinstance(key, int) and image.mode in ("L", "I;16"):
+        bits = next((int(raw[2:]) for raw in raws if raw in ("L;2", "L;4")), 8)
+        return (key * 255 // (2**bits - 1) if image.mode == "L" else key,)
+    return None
 
 
 def to_rgb(image: Image.Image, key: ColourKey = None) -> Image.Image:
@@ -82,7 +81,7 @@ def to_rgb(image: Image.Image, key: ColourKey = None) -> Image.Image:
 def _raw_modes(image: Image.Image) -> list[str]:
     """How the file holds its pixels; nothing for pictures that are loaded or were never in a file."""
     raws: list[Any] = [tile[3] for tile in getattr(image, "tile", ())]
-    return [raw[0] if isinstance(raw, tuple) and raw else raw for raw in raws]
+    return [str(raw[0] if isinstance(raw, tuple) and raw else raw) for raw in raws]
 
 
 def _orientation(image: Image.Image) -> int:

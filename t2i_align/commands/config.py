@@ -48,6 +48,7 @@ def check(
 def _check_one(path: str, overrides: list[str]) -> None:
     """Read a file as what its sections say it is."""
     from t2i_align.config.layers import file_layers
+    from t2i_align.evaluation.scorers import check_scorers
 
     # The overrides are read by the kind of file, which knows its keys; here their sections are enough.
     sections = {str(key) for layer in file_layers(Path(path)) for key in layer.values}
@@ -55,11 +56,11 @@ def _check_one(path: str, overrides: list[str]) -> None:
     if "methods" in sections:
         from t2i_align.study.config import load_study
 
-        load_study(path, overrides)
+        check_scorers([load_study(path, overrides).judging.scorer])
     elif "models" in sections:
         from t2i_align.compare.config import load_comparison
 
-        load_comparison(path, overrides)
+        check_scorers(load_comparison(path, overrides).config.evaluation.scorers)
     elif "vae" in sections:
         from t2i_align.shapes.pretrain import load_config as load_pretraining
 
@@ -69,7 +70,11 @@ def _check_one(path: str, overrides: list[str]) -> None:
     else:
         from t2i_align.config.loading import load_config
 
-        load_config(path, overrides)
+        config = load_config(path, overrides)
+        if config.online is not None or config.rollout is not None:
+            from t2i_align.rewards.scorers import check_run_scorer
+
+            check_run_scorer(config)
 
 
 def _check_reward_training(path: str, overrides: list[str]) -> None:

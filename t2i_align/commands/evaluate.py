@@ -179,7 +179,10 @@ def evaluate(
     prompts: Prompts = "shapes",
     scorer: Annotated[
         list[str] | None,
-        typer.Option(help="oracle (default) or NAME[:CONDITION][=CHECKPOINT]; may be repeated, the first judges."),
+        typer.Option(
+            help="oracle (default), NAME[:CONDITION][=CHECKPOINT] or file.py:function; may be repeated, the first "
+            "judges."
+        ),
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="Model the others are compared with; base or the first.")] = None,
     control: Annotated[str | None, typer.Option(help="Model that must not win, trained on shuffled labels.")] = None,

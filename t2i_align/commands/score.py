@@ -10,8 +10,8 @@ import typer
 from t2i_align.commands.common import is_main_process, progress_bar
 
 SCORER_HELP = (
-    "Comma-separated, may be repeated: NAME[:CONDITION][=CHECKPOINT] of a reward model, oracle, or a .yaml file of "
-    "scorers with options."
+    "Comma-separated, may be repeated: NAME[:CONDITION][=CHECKPOINT] of a reward model, oracle, file.py:function "
+    "of your own, or a .yaml file of scorers with options."
 )
 Scorers = Annotated[list[str] | None, typer.Option("--scorer", help=SCORER_HELP, show_default=False)]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures per forward pass; scores do not depend on it.")]

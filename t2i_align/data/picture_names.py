@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+PICTURE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pnm", ".pbm", ".pfm"),
+)
 
 
 def picture_files(folder: Path) -> list[str]:

@@ -174,7 +174,7 @@ def _read(path: Path) -> bytes:
 
 def _decode(data: bytes) -> Image.Image | None:
     try:
-        return decode_image(data).convert("RGB")
+        return decode_image(data)
     except RewardModelError:
         return None
 

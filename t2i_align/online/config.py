@@ -19,7 +19,8 @@ class OnlineConfig(Section):
         "sopo: the preferred picture of a pair of data.source against the worst of several own ones"
     )
     scorer: str = Field(
-        description="judge of the pictures: a reward model's name, NAME=CHECKPOINT, or oracle on the shapes world"
+        description="judge of the pictures: a reward model's name, NAME=CHECKPOINT, file.py:function of your own, or "
+        "oracle on the shapes world"
     )
     refresh_steps: PositiveInt = Field(50, description="optimiser steps until the pairs are made anew")
     prompts_per_refresh: PositiveInt = Field(64, description="prompts sampled each time, over all processes")

@@ -89,6 +89,7 @@ class ClipFeatures:
     def __init__(self, name: str, checkpoint: str, device: torch.device | str) -> None:
         from reward_models.errors import RewardModelError
         from reward_models.hf_clip import clip_tokenise, load_clip_folder
+        from reward_models.images import PUBLISHED
         from reward_models.preprocess import Preprocessor
 
         self.name, self._device = name, torch.device(device)
@@ -98,7 +99,8 @@ class ClipFeatures:
         except RewardModelError as error:
             fix = error.fix or "give a transformers CLIP folder, a hub id, or pixels"
             raise UserError(f"personal.features cannot be used: {error.what}.", error.found, fix) from error
-        self._prepare = Preprocessor("clip_pil", self._tower.image_size)
+        # Pictures come decoded, so they are taken as they are; and fingerprints of stored features stay what they were.
+        self._prepare = Preprocessor("clip_pil", self._tower.image_size, PUBLISHED)
         self.fingerprint = f"clip-{version}-{self._prepare}"
         self.width = self.caption_width = int(self._tower.config.projection_dim)
 

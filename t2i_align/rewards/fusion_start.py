@@ -98,7 +98,7 @@ def sample_pairs(sources: Sequence[str]) -> tuple[list[str], list[Image.Image]]:
         for index, caption in enumerate(pairs.captions()):
             if caption not in held_out:
                 captions.append(caption)
-                pictures += [decode_image(data).convert("RGB") for data in pairs.images(index)]
+                pictures += [decode_image(data) for data in pairs.images(index)]
     return captions, pictures
 
 

@@ -156,7 +156,7 @@ def samples(sources: Sequence[str], copies: int, seed: int) -> list[Image.Image]
         for index in range(len(pairs)):
             rng = np.random.default_rng([seed, 8, number, index])
             for data in pairs.images(index):
-                picture = decode_image(data).convert("RGB")
+                picture = decode_image(data)
                 found += [picture, *(changed(picture, rng) for _ in range(copies - 1))]
     return found
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -27,6 +27,9 @@ from reward_models.registry import check as check_model
 from reward_models.scorer import BaseScorer
 from t2i_align.errors import UserError
 from t2i_align.rewards.oracle import DIMENSIONS, OracleScorer, TasteScorer
+
+if TYPE_CHECKING:
+    from t2i_align.config.schema import RunConfig
 
 ORACLE, TASTE = "oracle", "taste"
 JUDGES = {ORACLE: "the judge of the shapes world", TASTE: "a user of it"}
@@ -65,7 +68,7 @@ def load_scorers(words: Sequence[str], device: str | None = None, dtype: str | N
     if not specs:
         raise UserError("No scorer was given.", "", "name at least one, for example --scorer pickscore")
     for spec in specs:  # all of them, before the first one is loaded
-        _check(spec)
+        check_spec(spec)
     scorers = [load_scorer(spec, device, dtype) for spec in specs]
     names = [scorer.name for scorer in scorers]
     if len(set(names)) != len(names):
@@ -111,7 +114,7 @@ def check_scorer_words(words: Iterable[str], one_each: bool = False) -> None:
         if one_each:
             _only(specs, word)
         for spec in specs:
-            _check(spec)
+            check_spec(spec)
 
 
 def _only(specs: list[ScorerSpec], word: str) -> ScorerSpec:
@@ -120,8 +123,21 @@ def _only(specs: list[ScorerSpec], word: str) -> ScorerSpec:
     return specs[0]
 
 
-def _check(spec: ScorerSpec) -> None:
-    """One of `check_scorer_words`."""
+def check_run_scorer(config: RunConfig) -> None:
+    """`check_scorer_words` of the scorer that a run samples pairs with, if it does.
+
+    Raises:
+        UserError: there is no such scorer.
+    """
+    if config.online is not None:
+        check_scorer_words([config.online.scorer], one_each=True)
+    elif config.rollout is not None and config.rollout.scorer.name == "pixel":
+        judge = config.rollout.scorer
+        check_spec(ScorerSpec(str(judge.reward), {} if judge.checkpoint is None else {"checkpoint": judge.checkpoint}))
+
+
+def check_spec(spec: ScorerSpec) -> None:
+    """`check_scorer_words` of one scorer."""
     if _judge_of(spec) is not None:
         _judge(spec)
         return

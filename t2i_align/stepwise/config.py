@@ -44,7 +44,9 @@ class ScorerConfig(Section):
     )
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="precision of the scorer's network")
     reward: str | None = Field(
-        None, description="pixel: name of the picture scorer, such as pickscore, or oracle on the shapes world"
+        None,
+        description="pixel: name of the picture scorer, such as pickscore, or oracle on the shapes world, "
+        "or file.py:function",
     )
     channel: NonNegativeInt = Field(0, description="channel_mean: which latent channel")
     sign: Literal[1, -1] = Field(1, description="channel_mean: prefer a high (1) or a low (-1) mean")
@@ -175,8 +177,9 @@ class RolloutConfig(Section):
     def _branches(self) -> RolloutConfig:
         if self.highest_timestep is not None and self.highest_timestep < self.lowest_timestep:
             raise ValueError("highest_timestep is below lowest_timestep, so no step would be branched")
-        if self.reward_guidance is not None and str(self.scorer.reward).partition(":")[0] == "oracle":
-            raise ValueError("reward_guidance needs a differentiable scorer, and the oracle is none; remove it")
+        judge = str(self.scorer.reward)
+        if self.reward_guidance is not None and (judge.partition(":")[0] in ("oracle", "taste") or ".py:" in judge):
+            raise ValueError(f"reward_guidance needs a differentiable scorer, and {judge} is none; remove it")
         return self
 
 

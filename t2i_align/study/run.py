@@ -19,7 +19,7 @@ from t2i_align.data.sources import open_source
 from t2i_align.errors import UserError
 from t2i_align.evaluation import statistics
 from t2i_align.evaluation.prompts import PromptSet, load_prompts
-from t2i_align.evaluation.scorers import open_scorer
+from t2i_align.evaluation.scorers import check_scorers, open_scorer
 from t2i_align.study.config import Method, Setting, StudyConfig, all_methods, run_of
 from t2i_align.study.table import Row, StudyFolderError, Table
 from t2i_align.study.trials import Judge
@@ -69,6 +69,7 @@ class _Work:
     """What methods share: two judges, one on prompts of the training pairs for tuning, one on held-out ones."""
 
     def __init__(self, study: StudyConfig, folder: Path, say: Say) -> None:
+        check_scorers([study.judging.scorer])
         self._study, self._folder, self._say = study, folder, say
         base = str(study.run["model"]["pretrained_model_name_or_path"])
         judging = study.judging

@@ -18,6 +18,7 @@ from t2i_align.config.schema import RunConfig
 from t2i_align.data.provider import ensure_cache
 from t2i_align.data.sources import has_heldout
 from t2i_align.errors import UserError
+from t2i_align.rewards.scorers import check_run_scorer
 from t2i_align.stepwise.judges import check_judge
 from t2i_align.training.assembly import Run
 from t2i_align.training.datasets import check_source
@@ -73,6 +74,7 @@ def train(config: RunConfig, *, may_change: bool = True) -> TrainResult:
     if config.rollout is not None:
         check_judge(config.rollout.scorer)
     refuse_early(config, objective)
+    check_run_scorer(config)
     accelerator = _accelerator(config)
     resume = plan_resume(config, objective, accelerator.num_processes, may_change=may_change)
     if resume is not None and resume.finished:

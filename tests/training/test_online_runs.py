@@ -20,7 +20,7 @@ from .runs import run_config, write_pairs
 
 ONLINE = {
     "method": "online_dpo",
-    "scorer": "brightness",
+    "scorer": "oracle",
     "refresh_steps": 2,
     "prompts_per_refresh": 3,
     "num_inference_steps": 2,

@@ -344,6 +344,6 @@ def _open(path: Any) -> Image.Image | None:
     if path is None or not path.is_file():
         return None
     try:
-        return decode_image(path).convert("RGB")
+        return decode_image(path)
     except RewardModelError:
         return None
