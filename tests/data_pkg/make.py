@@ -98,6 +98,8 @@ class FakeBackbone:
         self.unet = SimpleNamespace(config=SimpleNamespace(block_out_channels=(8, 8)))
         self.images_encoded = 0
         self.prompts_encoded: list[str] = []
+        self.tokenizers: list = []  # none that could cut a caption
+        self.told_of_cut_captions = False
 
     def encoder_fingerprint(self) -> str:
         return self.fingerprint
