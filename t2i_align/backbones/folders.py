@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,19 @@ def resolve_folder(
             "give a folder with a model_index.json, a hub id (owner/name), or shapes:base",
         )
     return _download(name, supported, revision, variant)
+
+
+def check_pipeline(name: str, supported: tuple[str, ...], revision: str | None = None) -> None:
+    """Whether `resolve_folder` will find a pipeline, for no more than its index from the hub.
+
+    Raises:
+        UserError: no such folder, not a diffusers folder, unsupported class, or the hub does not have it.
+    """
+    if name.startswith(BUILT_IN) or Path(name).expanduser().exists() or not HUB_ID.fullmatch(name):
+        resolve_folder(name, supported, revision)
+        return
+    with _of_the_hub(name, revision):
+        _index_on_hub(name, supported, revision)
 
 
 def read_model_index(folder: Path) -> dict[str, Any]:
@@ -107,13 +122,25 @@ def check_pipeline_class(model_index: dict[str, Any], supported: tuple[str, ...]
 def _download(name: str, supported: tuple[str, ...], revision: str | None, variant: str | None) -> Path:
     from diffusers import DiffusionPipeline
 
-    try:
-        model_index = DiffusionPipeline.load_config(name, revision=revision)
-        check_pipeline_class(dict(model_index), supported, name)
+    with _of_the_hub(name, revision, variant):
+        _index_on_hub(name, supported, revision)
         folder = Path(DiffusionPipeline.download(name, revision=revision, variant=variant))
         if variant is None and not weight_files(folder / "unet"):  # without a variant its files are left out
             folder = Path(DiffusionPipeline.download(name, revision=revision, variant=USUAL_VARIANT))
         return folder
+
+
+def _index_on_hub(name: str, supported: tuple[str, ...], revision: str | None) -> None:
+    from diffusers import DiffusionPipeline
+
+    check_pipeline_class(dict(DiffusionPipeline.load_config(name, revision=revision)), supported, name)
+
+
+@contextmanager
+def _of_the_hub(name: str, revision: str | None, variant: str | None = None) -> Iterator[None]:
+    """Say what a failed download means."""
+    try:
+        yield
     except (OSError, ValueError) as error:  # every hub error is one of the two
         place = f"{name}{f' at {revision}' if revision else ''}{f', variant {variant}' if variant else ''}"
         raise hub_error("base model", "model.pretrained_model_name_or_path=FOLDER", place, error) from error

@@ -30,11 +30,11 @@ Models = Annotated[
     ),
 ]
 Prompts = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="FILE|NAME[:PART][=PATH]",
-        help="shapes (held-out prompts of the built-in world), a .txt, .jsonl, .csv or .tsv file, or a suite: "
-        "partiprompts, hpdv2, pickapic, geneval, dpg, compbench.",
+        help="A .txt, .jsonl, .csv or .tsv file, shapes (held-out prompts of the built-in world; the default for its "
+        "models), or a suite: partiprompts, hpdv2, pickapic, geneval, dpg, compbench.",
     ),
 ]
 Shuffle = Annotated[
@@ -79,7 +79,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace pictures m
 def generate(
     models: Models,
     output_dir: OutputDir,
-    prompts: Prompts = "shapes",
+    prompts: Prompts = None,
     seeds_per_prompt: SeedsPerPrompt = 1,
     num_inference_steps: Steps = 25,
     guidance_scale: Guidance = 5.0,
@@ -98,7 +98,10 @@ def generate(
     ] = None,
     scorer: Annotated[
         list[str] | None,
-        typer.Option(help="With --best-of: oracle (default) or a reward model; the first chooses, the others judge."),
+        typer.Option(
+            help="With --best-of: a reward model, or oracle (default for models of the shapes world); the first "
+            "chooses, the others judge."
+        ),
     ] = None,
     refine: Annotated[
         str | None,
@@ -132,7 +135,7 @@ def generate(
         negative=negative_models(negative_model, named),
         negative_merge=negative_merge,
         users=UserChoice(chosen_users(user, named, base), user_scale, user_guidance),
-        best_of=_best_of(best_of, scorer, refine),
+        best_of=_best_of(best_of, scorer, refine, named, base),
         device=device,
         dtype=dtype,
         overwrite=overwrite,
@@ -143,8 +146,12 @@ def generate(
             _print_gains(folder)
 
 
-def _best_of(candidates: int | None, scorer: list[str] | None, refine: str | None) -> BestOf | None:
+def _best_of(
+    candidates: int | None, scorer: list[str] | None, refine: str | None, models: dict[str, str], base: str | None
+) -> BestOf | None:
+    from t2i_align.evaluation.ahead import check_models
     from t2i_align.evaluation.best_of import BestOf
+    from t2i_align.evaluation.worlds import default_scorers
 
     if candidates is None:
         if scorer or refine:
@@ -154,7 +161,8 @@ def _best_of(candidates: int | None, scorer: list[str] | None, refine: str | Non
         strengths = [float(word) for word in refine.split(",")] if refine else []
     except ValueError as error:
         raise UserError("--refine takes numbers.", repr(refine), "for example --refine 0.8,0.5") from error
-    return BestOf(candidates, scorer or ["oracle"], strengths)
+    check_models(models.values(), base)
+    return BestOf(candidates, default_scorers(scorer or None, models.values(), base), strengths)
 
 
 def _print_gains(folder: Path) -> None:
@@ -176,12 +184,12 @@ def _print_gains(folder: Path) -> None:
 def evaluate(
     models: Models,
     output_dir: OutputDir,
-    prompts: Prompts = "shapes",
+    prompts: Prompts = None,
     scorer: Annotated[
         list[str] | None,
         typer.Option(
-            help="oracle (default), NAME[:CONDITION][=CHECKPOINT] or file.py:function; may be repeated, the first "
-            "judges."
+            help="NAME[:CONDITION][=CHECKPOINT], file.py:function, or oracle (default for models of the shapes world); "
+            "may be repeated, the first judges."
         ),
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="Model the others are compared with; base or the first.")] = None,
@@ -243,7 +251,7 @@ def evaluate(
     evaluation = run(
         named,
         prompts,
-        scorer or ["oracle"],
+        scorer or None,
         output_dir,
         baseline=baseline,
         control=control,

@@ -14,10 +14,12 @@ from t2i_align import progress
 from t2i_align.compare.config import Comparison, Preparation
 from t2i_align.errors import UserError
 from t2i_align.evaluation import evaluate
+from t2i_align.evaluation.ahead import check_checkpoints, check_models, check_output_folder
 from t2i_align.evaluation.prompts import load_prompts
 from t2i_align.evaluation.results import Evaluation
 from t2i_align.evaluation.scorers import check_scorers, open_scorer
 from t2i_align.evaluation.users import UserChoice
+from t2i_align.evaluation.worlds import default_prompts, default_scorers
 from t2i_align.training.once import DONE_FILE, train_once
 
 EVALUATION = "eval"
@@ -54,14 +56,15 @@ def run(
     for number, (name, one) in enumerate(comparison.runs.items(), start=1):
         say(f"[{number}/{total}] train {name}: {entries[name].recipe}")
         models[name] = str(train_once(one).folder)
+    prompts, judges = _said(comparison)
     elsewhere = {"prompts", "scorers", "user_scale", "user_guidance"}
     judging: dict[str, Any] = config.evaluation.model_dump(exclude=elsewhere)
     users = {name: entry.user for name, entry in entries.items() if entry.user is not None}
     say(f"[{total}/{total}] evaluate {', '.join(entries)}")
     found = evaluate.run(
         {name: models[name] for name in entries},
-        config.evaluation.prompts,
-        config.evaluation.scorers,
+        prompts,
+        judges,
         folder / EVALUATION,
         baseline=config.baseline,
         control=config.control,
@@ -79,10 +82,25 @@ def _look_ahead(comparison: Comparison) -> None:
     """Find out before hours of training that prompts or a judge cannot be had."""
     judging = comparison.config.evaluation
     check_scorers(judging.scorers)
+    check_checkpoints(judging.scorers)
+    check_output_folder(comparison.config.output_dir)
+    models = [entry.model for entry in comparison.config.entries.values() if entry.model is not None]
+    models += [one.model.pretrained_model_name_or_path for one in comparison.runs.values()]
+    if not comparison.config.prepare:  # which may make a model
+        check_models(models)
+        prompts, judges = _said(comparison)
+        default_scorers(judges, models)
+        default_prompts(prompts, models)
     load_prompts(judging.prompts, judging.limit, judging.shuffle_prompts)
     if any(not (Path(one.output_dir) / DONE_FILE).is_file() for one in comparison.runs.values()):
         for spec in judging.scorers:
             open_scorer(spec, judging.device)
+
+
+def _said(comparison: Comparison) -> tuple[str | None, list[str] | None]:
+    """The file's prompts and scorers, None where it names none: the schema's own are for models of the shapes world."""
+    judging, said = comparison.config.evaluation, comparison.config.evaluation.model_fields_set
+    return judging.prompts if "prompts" in said else None, judging.scorers if "scorers" in said else None
 
 
 def _prepare(step: Preparation, say: Callable[[str], None]) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 from t2i_align.errors import UserError
 from t2i_align.evaluation import generate, score, statistics, walk
+from t2i_align.evaluation.ahead import check_checkpoints, check_models, check_output_folder
 from t2i_align.evaluation.checkpoints import expand
 from t2i_align.evaluation.manifest import read_settings
 from t2i_align.evaluation.prompts import PromptSet, load_prompts
 from t2i_align.evaluation.results import Evaluation
 from t2i_align.evaluation.scorers import Scorer, check_scorers
 from t2i_align.evaluation.users import UserChoice
+from t2i_align.evaluation.worlds import default_prompts, default_scorers
 from t2i_align.processes import Processes
 
 REPORT_FILE = "report.html"
@@ -22,8 +24,8 @@ REPORT_FILE = "report.html"
 
 def run(
     models: Mapping[str, str | Path],
-    prompts: str | Path | PromptSet | Sequence[str],
-    scorers: Sequence[str | Scorer],
+    prompts: str | Path | PromptSet | Sequence[str] | None,
+    scorers: Sequence[str | Scorer] | None,
     output_dir: str | Path,
     *,
     baseline: str | None = None,
@@ -62,8 +64,9 @@ def run(
 
     Args:
         models: name -> model, see ``generate.run``.
-        prompts: see ``load_prompts``.
-        scorers: see ``open_scorer``; the first dimension of the first one gives the verdict.
+        prompts: see ``load_prompts``; None, those of the shapes world, is for models of that world.
+        scorers: see ``open_scorer``; the first dimension of the first one gives the verdict. None, the oracle of the
+            shapes world, is for models of that world.
         output_dir: pictures per model, ``scores.parquet``, ``evaluation.json``, ``report.html``.
         baseline: name of the model that the others are compared with; None is ``base``, or else the first.
         control: name of the model that must not win (trained on shuffled labels).
@@ -89,6 +92,7 @@ def run(
     """
     started = time.perf_counter()
     output_dir = Path(output_dir)
+    check_output_folder(output_dir)
     paths = {name: str(path) for name, path in models.items()}
     baseline = baseline or ("base" if "base" in paths else next(iter(paths), ""))
     processes = Processes.here()
@@ -99,6 +103,9 @@ def run(
     runs = {**run_folders(paths), **(runs or {})}
     paths |= exported
     _check(paths, baseline, control, scorers)
+    check_models([*paths.values(), *(negative or {}).values()], base)
+    scorers = default_scorers(scorers, paths.values(), base)
+    prompts = default_prompts(prompts, paths.values(), base)
     walk.check(paths, towards or {}, users, base)
     prompt_set = load_prompts(prompts, limit, shuffle_prompts)
     sampling: dict[str, Any] = {
@@ -173,7 +180,9 @@ def run(
     return evaluation
 
 
-def _check(models: Mapping[str, str], baseline: str, control: str | None, scorers: Sequence[str | Scorer]) -> None:
+def _check(
+    models: Mapping[str, str], baseline: str, control: str | None, scorers: Sequence[str | Scorer] | None
+) -> None:
     if len(models) < 2:
         raise UserError(
             "A comparison needs two models.",
@@ -185,9 +194,12 @@ def _check(models: Mapping[str, str], baseline: str, control: str | None, scorer
             raise UserError(f"The {what} is not among the models.", name, f"use one of: {', '.join(models)}")
     if control == baseline:
         raise UserError("The control cannot be the baseline.", baseline, "give the control a model of its own")
+    if scorers is None:
+        return
     if not scorers:
         raise UserError("No scorer was given.", "", "name at least one, e.g. --scorer oracle")
     check_scorers(scorers)
+    check_checkpoints(scorers)
 
 
 def run_folders(models: Mapping[str, str]) -> dict[str, Path]:

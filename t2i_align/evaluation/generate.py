@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from reward_models.files import complete_file
 from t2i_align.errors import UserError
+from t2i_align.evaluation.ahead import check_checkpoints, check_models, check_output_folder
 from t2i_align.evaluation.best_of import RECORD_FILE, BestOf, OpenBestOf
 from t2i_align.evaluation.grids import grid
 from t2i_align.evaluation.manifest import (
@@ -29,7 +30,9 @@ from t2i_align.evaluation.manifest import (
 from t2i_align.evaluation.negative import attach, merge
 from t2i_align.evaluation.prompts import PromptSet, load_prompts
 from t2i_align.evaluation.sampling import sample_images
+from t2i_align.evaluation.scorers import check_scorers
 from t2i_align.evaluation.users import UserChoice
+from t2i_align.evaluation.worlds import default_prompts
 from t2i_align.processes import Processes, join_lines
 from t2i_align.progress import Progress
 from t2i_align.randomness import address_hash
@@ -40,7 +43,7 @@ NOBODY = UserChoice()
 
 def run(
     models: Mapping[str, str | Path],
-    prompts: str | Path | PromptSet | Sequence[str],
+    prompts: str | Path | PromptSet | Sequence[str] | None,
     output_dir: str | Path,
     *,
     seeds_per_prompt: int = 1,
@@ -68,7 +71,7 @@ def run(
     Args:
         models: name -> diffusers folder, hub id, LoRA folder or ``shapes:base``; the name becomes a
             sub-folder.
-        prompts: anything ``load_prompts`` reads.
+        prompts: anything ``load_prompts`` reads; None, those of the shapes world, is for models of that world.
         output_dir: one sub-folder per model is written, see ``manifest``.
         seeds_per_prompt: pictures per prompt.
         batch_size: pictures sampled together.
@@ -90,6 +93,12 @@ def run(
     _check(models, seeds_per_prompt, num_inference_steps, batch_size)
     negative = dict(negative or {})
     _check_negative(models, negative, guidance_scale)
+    check_output_folder(output_dir)
+    check_models([*models.values(), *negative.values()], base)
+    prompts = default_prompts(prompts, models.values(), base)
+    if best_of is not None:
+        check_scorers(best_of.scorers)
+        check_checkpoints(best_of.scorers)
     opened = users.open(models, base)
     if both := sorted(set(opened.tokens) & set(negative)):
         raise UserError("A user adapter has no negative model.", ", ".join(both), "leave --negative-model out for it")

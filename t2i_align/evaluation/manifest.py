@@ -16,6 +16,7 @@ from pathlib import Path
 from reward_models.files import write_json, write_text
 from reward_models.text_tables import split_lines
 from t2i_align.errors import UserError
+from t2i_align.paths import check_writable
 from t2i_align.processes import Processes, join_lines
 
 SETTINGS_FILE = "settings.json"
@@ -118,8 +119,15 @@ def open_folder(folder: Path, settings: Settings, wanted: list[Picture], overwri
         overwrite: throw earlier pictures away instead of comparing.
 
     Raises:
-        UserError: the folder holds pictures of other settings or prompts.
+        UserError: the folder holds pictures of other settings or prompts, or files that are no pictures of ours.
     """
+    check_writable(folder)
+    if folder.is_dir() and not (folder / MANIFEST_FILE).is_file() and (inside := _foreign(folder)):
+        raise UserError(
+            "The folder of the pictures holds other files.",
+            f"{folder} holds {', '.join(inside[:5])}",
+            "choose another output folder, or another NAME= for the model",
+        )
     (folder / "images").mkdir(parents=True, exist_ok=True)
     join_lines(folder / MANIFEST_FILE)
     done: dict[int, Picture] = {}
@@ -134,6 +142,12 @@ def open_folder(folder: Path, settings: Settings, wanted: list[Picture], overwri
     write_manifest(folder, [kept[index] for index in sorted(kept)])
     write_json(folder / SETTINGS_FILE, asdict(settings), indent=1)
     return [picture for picture in wanted if picture.index not in kept]
+
+
+def _foreign(folder: Path) -> list[str]:
+    """What a folder holds that an interrupted start, with one process or several, cannot have left there."""
+    ours = ("images", SETTINGS_FILE, MANIFEST_FILE)
+    return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith((*ours, ".")))
 
 
 def remaining(folder: Path, wanted: list[Picture]) -> list[Picture]:

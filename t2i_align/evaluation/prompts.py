@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from t2i_align.errors import UserError
+from t2i_align.paths import beside
 from t2i_align.randomness import address_hash
 from t2i_align.text_tables import (
     JSON_SUFFIXES,
@@ -97,7 +100,7 @@ def _open(source: str | Path | PromptSet | Sequence[str]) -> PromptSet:
         from t2i_align.shapes import assets
 
         return PromptSet("shapes", tuple(assets.prompts("heldout")))
-    from t2i_align.evaluation.suites import SUITES, load_suite
+    from t2i_align.evaluation.suites import load_suite, suite_names
 
     if isinstance(source, str) and (suite := load_suite(source)) is not None:
         return suite
@@ -106,10 +109,19 @@ def _open(source: str | Path | PromptSet | Sequence[str]) -> PromptSet:
         raise UserError(
             "The prompt file does not exist.",
             str(path),
-            "give a .txt, .jsonl, .tsv or .csv file, shapes for the built-in prompts, or a suite: "
-            f"{', '.join(sorted({name.partition(':')[0] for name in SUITES}))} (NAME or NAME=PATH)",
+            f"{_nearest(source)}give a .txt, .jsonl, .tsv or .csv file, shapes for the built-in prompts, or a suite: "
+            f"{', '.join(suite_names())} (NAME or NAME=PATH)",
         )
     return read_prompt_file(path)
+
+
+def _nearest(source: str | Path) -> str:
+    """The suite whose name is near, or else what lies beside the path."""
+    from t2i_align.evaluation.suites import suite_names
+
+    name = re.split("[:=]", str(source))[0]
+    near = difflib.get_close_matches(name, ["shapes", *suite_names()], n=1)
+    return f"did you mean '{near[0]}'? " if near else beside(source)
 
 
 def read_prompt_file(path: Path) -> PromptSet:

@@ -219,3 +219,8 @@ SUITES: dict[str, Suite] = {
     ),
 }
 """Suite name -> where its files are and how they are read."""
+
+
+def suite_names() -> list[str]:
+    """Names without parts, sorted."""
+    return sorted({name.partition(":")[0] for name in SUITES})

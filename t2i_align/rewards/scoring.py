@@ -15,6 +15,7 @@ from reward_models.scorer import BaseScorer
 from t2i_align.data.convert import new_parquet
 from t2i_align.data.wording import counted
 from t2i_align.errors import UserError
+from t2i_align.paths import check_writable
 from t2i_align.processes import Processes
 from t2i_align.rewards.pictures import open_pictures
 from t2i_align.rewards.scorers import check_scorer_words, load_scorers
@@ -80,6 +81,7 @@ def score(
     """
     output = new_parquet(Path(output))
     check_scorer_words(scorers)
+    check_writable(output.parent)
     items = open_pictures(images, prompts, split)
     if not items:
         raise UserError("There are no pictures to score.", images, "name a folder or file with pictures")

@@ -18,8 +18,10 @@ from t2i_align.data.pictures import decode
 from t2i_align.data.sources import open_source
 from t2i_align.errors import UserError
 from t2i_align.evaluation import statistics
+from t2i_align.evaluation.ahead import check_checkpoints, check_models, check_output_folder
 from t2i_align.evaluation.prompts import PromptSet, load_prompts
 from t2i_align.evaluation.scorers import check_scorers, open_scorer
+from t2i_align.evaluation.worlds import default_prompts, default_scorers
 from t2i_align.study.config import Method, Setting, StudyConfig, all_methods, run_of
 from t2i_align.study.table import Row, StudyFolderError, Table
 from t2i_align.study.trials import Judge
@@ -53,6 +55,7 @@ def run(study: StudyConfig, say: Say = progress.say, only: Collection[str] = (),
             "There is no such method in the study.", ", ".join(unknown), f"choose from {', '.join(methods)}"
         )
     folder = Path(study.output_dir)
+    _look_ahead(study)
     folder.mkdir(parents=True, exist_ok=True)
     table = Table(folder, study, command)
     work = _Work(with_scored_pairs(study, list(methods.values()), say), folder, say)
@@ -63,6 +66,19 @@ def run(study: StudyConfig, say: Say = progress.say, only: Collection[str] = (),
         table.add(work.row(name, method))
         table.write()
     return table
+
+
+def _look_ahead(study: StudyConfig) -> None:
+    """Find out before hours of training that the base, the judge or its prompts cannot be had."""
+    judging, said = study.judging, study.judging.model_fields_set
+    check_output_folder(study.output_dir)
+    check_scorers([judging.scorer])
+    check_checkpoints([judging.scorer])
+    base = [str(study.run["model"]["pretrained_model_name_or_path"])]
+    check_models(base)
+    default_scorers([judging.scorer] if "scorer" in said else None, base)
+    default_prompts(judging.prompts if "prompts" in said else None, base)
+    load_prompts(judging.prompts, judging.num_prompts)
 
 
 class _Work:

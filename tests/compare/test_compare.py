@@ -120,6 +120,15 @@ def test_mistakes_are_found_before_training(settings: dict, tmp_path: Path, monk
     assert "did you mean 'pickscore'" in error.value.fix
     with pytest.raises(UserError, match="does not exist"):
         run(load(settings, tmp_path, "evaluation.prompts=nowhere.txt"), quiet)
+    with pytest.raises(UserError, match="model does not exist"):
+        run(load(settings, tmp_path, f"models.base.model={tmp_path}/nowhere"), quiet)
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        run(load(settings, tmp_path, f"output_dir={tmp_path}/taken"), quiet)
+    for key, message in {"scorers": "No scorer was given", "prompts": "No prompts were given"}.items():
+        evaluation = {name: value for name, value in settings["evaluation"].items() if name != key}
+        with pytest.raises(UserError, match=message):
+            run(load({**settings, "evaluation": evaluation}, tmp_path), quiet)
     for word, message in {
         "models.dpo.overrides=[objective.betta=3]": "model dpo",
         "models.base.recipe=dpo.yaml": "either a recipe or a model",

@@ -114,7 +114,7 @@ class TestUndecodablePictures:
         config = data_config(write_parquet(tmp_path / "p.parquet", columns), cache_dir=str(folder))
         report = build_cache(config, FakeBackbone(), shard_pairs=2)
         assert report.pairs == 3 and len(report.rejected) == 1
-        assert report.rejected[0].startswith("p.parquet row 1: not a picture")
+        assert report.rejected[0].startswith("p.parquet row 1: the image cannot be decoded: not a picture")
         assert "1 pair left out" in report.render()
         (reader,) = open_cache(config, FakeBackbone(), [open_source(config)])
         assert reader.source.pair_ids() == ["0", "2", "3"]
