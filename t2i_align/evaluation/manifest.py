@@ -128,7 +128,12 @@ def open_folder(folder: Path, settings: Settings, wanted: list[Picture], overwri
             f"{folder} holds {', '.join(inside[:5])}",
             "choose another output folder, or another NAME= for the model",
         )
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # of file systems on which the permissions do not tell
+        raise UserError(
+            "The output folder cannot be written to.", f"{folder}: {error.strerror}", "name another folder"
+        ) from error
     join_lines(folder / MANIFEST_FILE)
     done: dict[int, Picture] = {}
     if (folder / MANIFEST_FILE).is_file() and not overwrite:

@@ -22,7 +22,7 @@ VOCABULARY = Path("tokenizer") / "vocab.json"
 
 DOWNLOADS = {
     "pickscore": "4 GB",
-    "hpsv2.1": "2 GB, and its tokenizer",
+    "hpsv2.1": "2 GB",
     "image_reward": "2 GB",
     "clip_score": "0.6 GB",
 }
