@@ -94,6 +94,8 @@ def run(
     negative = dict(negative or {})
     _check_negative(models, negative, guidance_scale)
     check_output_folder(output_dir)
+    processes = Processes.here()
+    device, precision = device_and_dtype(processes.device(device), dtype)
     check_models([*models.values(), *negative.values()], base)
     prompts = default_prompts(prompts, models.values(), base)
     if best_of is not None:
@@ -102,8 +104,6 @@ def run(
     opened = users.open(models, base)
     if both := sorted(set(opened.tokens) & set(negative)):
         raise UserError("A user adapter has no negative model.", ", ".join(both), "leave --negative-model out for it")
-    processes = Processes.here()
-    device, precision = device_and_dtype(processes.device(device), dtype)
     chooser = None if best_of is None else best_of.open(device)
     if best_of is not None and best_of.refine and opened.tokens:
         raise UserError("Refinement knows no users.", ", ".join(opened.tokens), "leave --refine or --user out")
