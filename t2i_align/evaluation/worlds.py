@@ -84,8 +84,8 @@ def default_scorers(
         raise UserError(
             "No scorer was given, and the oracle judges the shapes world alone.",
             f"not of that world: {', '.join(others)}",
-            f"name a judge with --scorer (in a file of settings: scorers), such as {known}, downloaded once; or "
-            "NAME=PATH with weights that are here",
+            f"name a judge with --scorer (in a file of settings: scorers), such as {known}, downloaded once; "
+            "NAME=PATH with weights that are here; or file.py:function of your own",
         )
     if others and (strangers := judges_of_shapes(scorers or ())):
         logger.warning(
