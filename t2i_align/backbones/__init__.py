@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from t2i_align.backbones.base import Backbone
     from t2i_align.backbones.embeddings import PromptEmbeddings
     from t2i_align.backbones.loading import BACKBONES, load_backbone
-    from t2i_align.backbones.sampling import SamplingModel, identify_model, load_for_sampling
+    from t2i_align.backbones.samplers import make_sampler, sampler_name
+    from t2i_align.backbones.sampling import SamplingModel, identify_model, load_for_sampling, load_scheduler
     from t2i_align.backbones.trainable import load_trainable, trainable_state
 
 _HOMES = {
@@ -23,7 +24,10 @@ _HOMES = {
     "identify_model": "sampling",
     "load_backbone": "loading",
     "load_for_sampling": "sampling",
+    "load_scheduler": "sampling",
+    "make_sampler": "samplers",
     "load_trainable": "trainable",
+    "sampler_name": "samplers",
     "trainable_state": "trainable",
 }
 
@@ -35,7 +39,10 @@ __all__ = [
     "identify_model",
     "load_backbone",
     "load_for_sampling",
+    "load_scheduler",
     "load_trainable",
+    "make_sampler",
+    "sampler_name",
     "trainable_state",
 ]
 

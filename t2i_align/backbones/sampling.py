@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
+import diffusers
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from pydantic import ValidationError
 
@@ -93,6 +94,21 @@ def load_for_sampling(
     logger.info("loaded %s", loaded)
     with quiet_loading():
         return pipeline.to(device)
+
+
+def load_scheduler(model: str, base: str | None, variant: str | None = None) -> Any:
+    """The scheduler of the pipeline that `load_for_sampling` would give, without its weights; arguments as there.
+
+    Raises:
+        UserError: not found, or of a kind that the installed diffusers does not know.
+    """
+    config = identify_model(model, base, variant).base
+    folder = resolve_folder(config.pretrained_model_name_or_path, tuple(BACKBONES), config.revision, config.variant)
+    name = (read_model_index(folder).get("scheduler") or ["", None])[1]
+    if (kind := getattr(diffusers, name or "", None)) is None:
+        raise UserError("The checkpoint's scheduler is not known.", f"{folder}: {name}", "update diffusers")
+    with quiet_loading(), loading_errors(str(folder)):
+        return kind.from_pretrained(str(folder / "scheduler"))
 
 
 def identify_model(model: str, base: str | None = None, variant: str | None = None) -> SamplingModel:
