@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import diffusers
 import torch
 import yaml
-import diffusers
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from pydantic import ValidationError
 

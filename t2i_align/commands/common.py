@@ -81,6 +81,21 @@ def named_values(words: Sequence[str] | None, option: str) -> dict[str, str]:
     return values
 
 
+def chosen_prompts(source: str | None, texts: Sequence[str] | None) -> str | list[str] | None:
+    """What ``--prompts`` and ``--prompt`` name together, for ``load_prompts``; None where neither is given.
+
+    Raises:
+        UserError: both are given.
+    """
+    if source is not None and texts:
+        raise UserError(
+            "--prompts and --prompt cannot both be given.",
+            f"--prompts {source} and {len(texts)} of --prompt",
+            "put the texts into the file, or leave one of the two out",
+        )
+    return list(texts) if texts else source
+
+
 def negative_models(words: Sequence[str] | None, models: Iterable[str]) -> dict[str, str]:
     """``[NAME=]MODEL`` options: which model each is guided away from; without a name, all of them."""
     chosen: dict[str, str] = {}

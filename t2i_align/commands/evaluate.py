@@ -9,6 +9,7 @@ import typer
 
 from t2i_align.commands.common import (
     OutputDir,
+    chosen_prompts,
     chosen_users,
     is_main_process,
     named_models,
@@ -37,6 +38,10 @@ Prompts = Annotated[
         "models), or a suite: partiprompts, hpdv2, pickapic, geneval, dpg, compbench.",
     ),
 ]
+Prompt = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", metavar="TEXT", help="A prompt as it stands, in place of --prompts; may be repeated."),
+]
 Shuffle = Annotated[
     bool, typer.Option("--shuffle-prompts", help="Fixed random order, so that --limit is a fair sample of a suite.")
 ]
@@ -46,6 +51,19 @@ Guidance = Annotated[float, typer.Option("--guidance-scale", min=0.0, help="Clas
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures sampled together.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the initial noise, the same for every model.")]
 Side = Annotated[int | None, typer.Option(min=8, help="Pixels; the model's own size by default.")]
+NegativePrompt = Annotated[
+    str | None, typer.Option(help="Text that every picture is guided away from; needs a guidance scale above 1.")
+]
+SamplerName = Annotated[
+    str | None,
+    typer.Option(
+        "--sampler",
+        metavar="NAME",
+        help="ddim, ddpm, euler, euler_a, heun, dpm2, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, unipc, deis, lms, "
+        "pndm, ... on the checkpoint's own noise schedule; the checkpoint's own by default.",
+    ),
+]
+Variant = Annotated[str | None, typer.Option(help="File variant of the weights, such as fp16.")]
 Base = Annotated[str | None, typer.Option(help="Base model of entries that are adapters only.")]
 Negative = Annotated[
     list[str] | None,
@@ -80,6 +98,7 @@ def generate(
     models: Models,
     output_dir: OutputDir,
     prompts: Prompts = None,
+    prompt: Prompt = None,
     seeds_per_prompt: SeedsPerPrompt = 1,
     num_inference_steps: Steps = 25,
     guidance_scale: Guidance = 5.0,
@@ -87,6 +106,9 @@ def generate(
     seed: Seed = 0,
     height: Side = None,
     width: Side = None,
+    negative_prompt: NegativePrompt = None,
+    sampler: SamplerName = None,
+    variant: Variant = None,
     base: Base = None,
     negative_model: Negative = None,
     negative_merge: NegativeMerge = 0.0,
@@ -122,7 +144,7 @@ def generate(
     named = named_models(models)
     folders = run(
         named,
-        prompts,
+        chosen_prompts(prompts, prompt),
         output_dir,
         seeds_per_prompt=seeds_per_prompt,
         num_inference_steps=num_inference_steps,
@@ -131,6 +153,9 @@ def generate(
         seed=seed,
         height=height,
         width=width,
+        negative_prompt=negative_prompt,
+        sampler=sampler,
+        variant=variant,
         base=base,
         negative=negative_models(negative_model, named),
         negative_merge=negative_merge,
@@ -185,6 +210,7 @@ def evaluate(
     models: Models,
     output_dir: OutputDir,
     prompts: Prompts = None,
+    prompt: Prompt = None,
     scorer: Annotated[
         list[str] | None,
         typer.Option(
@@ -229,6 +255,9 @@ def evaluate(
     seed: Seed = 0,
     height: Side = None,
     width: Side = None,
+    negative_prompt: NegativePrompt = None,
+    sampler: SamplerName = None,
+    variant: Variant = None,
     base: Base = None,
     negative_model: Negative = None,
     negative_merge: NegativeMerge = 0.0,
@@ -250,7 +279,7 @@ def evaluate(
     named = named_models(models)
     evaluation = run(
         named,
-        prompts,
+        chosen_prompts(prompts, prompt),
         scorer or None,
         output_dir,
         baseline=baseline,
@@ -269,6 +298,9 @@ def evaluate(
         seed=seed,
         height=height,
         width=width,
+        negative_prompt=negative_prompt,
+        sampler=sampler,
+        variant=variant,
         base=base,
         negative=negative_models(negative_model, named),
         negative_merge=negative_merge,

@@ -116,7 +116,7 @@ class OpenBestOf:
         sampling: Mapping[str, Any],
     ) -> list[Image.Image]:
         seeds = [address_hash(picture.seed, "refine", refinement, number) % 2**32 for picture in batch]
-        options = {name: sampling[name] for name in ("num_inference_steps", "guidance_scale")}
+        options = {name: sampling[name] for name in ("num_inference_steps", "guidance_scale", "negative_prompt")}
         return continue_images(pipeline, [p.prompt for p in batch], seeds, best, strength=strength, **options)
 
     def _judge(self, batch: Sequence[Picture], pool: Sequence[Sequence[Image.Image]]) -> dict[str, np.ndarray]:

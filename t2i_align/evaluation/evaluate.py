@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from t2i_align.backbones import sampler_name
 from t2i_align.errors import UserError
 from t2i_align.evaluation import generate, score, statistics, walk
 from t2i_align.evaluation.ahead import check_checkpoints, check_models, check_output_folder
@@ -44,6 +45,9 @@ def run(
     seed: int = 0,
     height: int | None = None,
     width: int | None = None,
+    negative_prompt: str | None = None,
+    sampler: str | None = None,
+    variant: str | None = None,
     base: str | Path | None = None,
     negative: Mapping[str, str | Path] | None = None,
     negative_merge: float = 0.0,
@@ -115,6 +119,9 @@ def run(
         "seed": seed,
         "height": height,
         "width": width,
+        "negative_prompt": negative_prompt,
+        "sampler": None if sampler is None else sampler_name(sampler),
+        "variant": variant,
     }
     handling: dict[str, Any] = {
         "batch_size": batch_size,
@@ -151,7 +158,7 @@ def run(
             "user_guidance": users.guidance_scale,
             "towards": dict(towards or {}),
             "dtype": read_settings(folders[baseline])["dtype"],
-            "prompts": str(prompts) if isinstance(prompts, str | Path) else prompt_set.name,
+            "prompts": _source(prompts),
             "limit": limit,
             "checkpoints": steps,
             "checkpoint_runs": {name: str(folder) for name, folder in (checkpoints or {}).items()},
@@ -178,6 +185,13 @@ def run(
         render(evaluation, output_dir / REPORT_FILE, runs, drift=measured, walks=walks)
     processes.wait()
     return evaluation
+
+
+def _source(prompts: str | Path | PromptSet | Sequence[str]) -> str | None:
+    """What to ask for to get the same prompts again; None where only the texts themselves will do."""
+    if isinstance(prompts, PromptSet):
+        return prompts.name
+    return str(prompts) if isinstance(prompts, str | Path) else None
 
 
 def _check(

@@ -29,7 +29,7 @@ from t2i_align.evaluation.manifest import (
 )
 from t2i_align.evaluation.negative import attach, merge
 from t2i_align.evaluation.prompts import PromptSet, load_prompts
-from t2i_align.evaluation.sampling import sample_images
+from t2i_align.evaluation.sampling import check_negative_prompt, sample_images
 from t2i_align.evaluation.scorers import check_scorers
 from t2i_align.evaluation.users import UserChoice
 from t2i_align.evaluation.worlds import default_prompts
@@ -53,6 +53,9 @@ def run(
     seed: int = 0,
     height: int | None = None,
     width: int | None = None,
+    negative_prompt: str | None = None,
+    sampler: str | None = None,
+    variant: str | None = None,
     base: str | Path | None = None,
     negative: Mapping[str, str | Path] | None = None,
     negative_merge: float = 0.0,
@@ -75,6 +78,9 @@ def run(
         output_dir: one sub-folder per model is written, see ``manifest``.
         seeds_per_prompt: pictures per prompt.
         batch_size: pictures sampled together.
+        negative_prompt: of every picture, as it stands; a negative model is asked about it, too.
+        sampler: name in ``backbones.samplers`` or what people call it; None is each checkpoint's own.
+        variant: file variant of every pipeline, such as fp16; None is the one that a run recorded of its base.
         base: base model of entries that are only adapters.
         negative: name -> model that answers the unconditional half of guidance, see ``negative``.
         negative_merge: share of the model's own change that its negative model takes over.
@@ -88,11 +94,16 @@ def run(
         name -> folder.
 
     Raises:
-        UserError: a folder holds pictures of other settings, a name is unusable, a model cannot be loaded.
+        UserError: a folder holds pictures of other settings, a name is unusable, a model cannot be loaded or does not
+            fit the sampler, or there is a negative prompt without guidance.
     """
+    from t2i_align.backbones import sampler_name
+
     _check(models, seeds_per_prompt, num_inference_steps, batch_size)
     negative = dict(negative or {})
     _check_negative(models, negative, guidance_scale)
+    check_negative_prompt(negative_prompt, guidance_scale)
+    sampler = None if sampler is None else sampler_name(sampler)
     check_output_folder(output_dir)
     processes = Processes.here()
     device, precision = device_and_dtype(processes.device(device), dtype)
@@ -111,9 +122,9 @@ def run(
     folders = {name: Path(output_dir) / name for name in models}
     todo: dict[str, list[Picture]] = {}
     for name, model in models.items():  # every folder is looked at before the first picture is made
-        description, contents = identify(model, base)
+        description, contents = identify(model, base, variant)
         if name in negative:
-            of_negative = identify(negative[name], base)
+            of_negative = identify(negative[name], base, variant)
             description += f"; away from {of_negative[0]}, merged {negative_merge:g}"
             contents += f" negative {of_negative[1]} {negative_merge:g}"
         description, contents = description + opened.identity(name)[0], contents + opened.identity(name)[1]
@@ -128,6 +139,9 @@ def run(
             height=height,
             width=width,
             dtype=precision,
+            negative_prompt=negative_prompt,
+            sampler=sampler,
+            variant=variant,
         )
         if processes.is_main:
             todo[name] = open_folder(folders[name], settings, wanted, overwrite)
@@ -136,23 +150,27 @@ def run(
     for name in models:
         left = todo[name] if processes.is_main else remaining(folders[name], wanted)
         todo[name] = processes.share(left, batch_size, lambda picture: picture.index)
+    for name, model in models.items() if sampler is not None else ():
+        if todo[name]:
+            _check_sampler(model, base, variant, sampler)
     processes.wait()  # nobody may have finished a picture before all have seen what is left
     sampling = {
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
         "height": height,
         "width": width,
+        "negative_prompt": negative_prompt,
     }
     for name, model in models.items():
         if todo[name]:
-            pipeline = load_model(model, base, precision, device)
+            pipeline = load_model(model, base, precision, device, variant, sampler)
             if name in negative:
-                _add_negative(pipeline, model, negative[name], base, precision, device, negative_merge)
+                _add_negative(pipeline, model, negative[name], base, precision, device, negative_merge, variant)
             speaks = show_progress and processes.is_main
             with opened.drawing(pipeline, name), Progress(f"sampling {name}", len(todo[name]), show=speaks) as progress:
                 for start in range(0, len(todo[name]), batch_size):
                     batch = todo[name][start : start + batch_size]
-                    _draw(pipeline, folders[name], batch, name, sampling, chooser)
+                    _draw(pipeline, folders[name], batch, name, sampling, chooser, sampler)
                     progress.advance(len(batch))
             del pipeline
             _release_memory()
@@ -186,7 +204,13 @@ def _pictures(prompts: PromptSet, draws: int, seed: int) -> list[Picture]:
 
 
 def _draw(
-    pipeline, folder: Path, batch: list[Picture], model: str, sampling: dict, chooser: OpenBestOf | None = None
+    pipeline,
+    folder: Path,
+    batch: list[Picture],
+    model: str,
+    sampling: dict,
+    chooser: OpenBestOf | None = None,
+    sampler: str | None = None,
 ) -> None:
     """Sample one batch and write it; a manifest line always follows its finished file."""
     if chooser is not None:
@@ -195,7 +219,7 @@ def _draw(
         prompts, seeds = [picture.prompt for picture in batch], [picture.seed for picture in batch]
         images = sample_images(pipeline, prompts, seeds, batch_size=len(batch), **sampling)
     for picture, image in zip(batch, images, strict=True):
-        _save(image, folder / picture.file, picture, model, sampling)
+        _save(image, folder / picture.file, picture, model, {**sampling, "sampler": sampler})
     append_to_manifest(folder, batch)
 
 
@@ -209,12 +233,21 @@ def _save(image: Image.Image, path: Path, picture: Picture, model: str, sampling
         image.save(temporary, format="PNG", pnginfo=info)
 
 
-def load_model(model: str | Path, base: str | Path | None, precision: str, device: str):
-    """The pipeline of a model argument, a LoRA merged where that loses nothing."""
-    from t2i_align.backbones import load_for_sampling
+def load_model(
+    model: str | Path,
+    base: str | Path | None,
+    precision: str,
+    device: str,
+    variant: str | None = None,
+    sampler: str | None = None,
+):
+    """The pipeline of a model argument, a LoRA merged where that loses nothing, with a sampler of ``SAMPLERS``."""
+    from t2i_align.backbones import load_for_sampling, make_sampler
 
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    pipeline = load_for_sampling(str(model), None if base is None else str(base), dtype, device)
+    pipeline = load_for_sampling(str(model), None if base is None else str(base), dtype, device, variant)
+    if sampler is not None:
+        pipeline.scheduler = make_sampler(sampler, pipeline.scheduler)
     if precision == "fp32" and getattr(pipeline.unet, "peft_config", None):
         # A merged adapter costs nothing per step. Not in half precision, where rounding would eat small updates.
         pipeline.fuse_lora()
@@ -230,19 +263,27 @@ def _add_negative(
     precision: str,
     device: str,
     share: float,
+    variant: str | None = None,
 ) -> None:
     """Load the negative model, merged where asked, and attach it; its encoders are dropped."""
-    unet = load_model(negative, base, precision, device).unet
+    unet = load_model(negative, base, precision, device, variant).unet
     if share:
         from t2i_align.backbones import identify_model
 
-        initial = identify_model(str(model), None if base is None else str(base)).base
-        start = load_model(initial.pretrained_model_name_or_path, None, precision, device).unet
+        initial = identify_model(str(model), None if base is None else str(base), variant).base
+        start = load_model(initial.pretrained_model_name_or_path, None, precision, device, initial.variant).unet
         merge(unet, pipeline.unet, start, share)
     attach(pipeline, unet)
 
 
-def identify(model: str | Path, base: str | Path | None) -> tuple[str, str]:
+def _check_sampler(model: str | Path, base: str | Path | None, variant: str | None, sampler: str) -> None:
+    """Find out from the small files of a model, before pictures are made with any, that the sampler fits it."""
+    from t2i_align.backbones import load_scheduler, make_sampler
+
+    make_sampler(sampler, load_scheduler(str(model), None if base is None else str(base), variant))
+
+
+def identify(model: str | Path, base: str | Path | None, variant: str | None = None) -> tuple[str, str]:
     """What a model argument means in words, and a hash of the weights behind it.
 
     Only what is sampled from counts: a run folder's checkpoints and logs may change. A model that is not on this
@@ -250,7 +291,7 @@ def identify(model: str | Path, base: str | Path | None) -> tuple[str, str]:
     """
     from t2i_align.backbones import identify_model
 
-    source = identify_model(str(model), None if base is None else str(base))
+    source = identify_model(str(model), None if base is None else str(base), variant)
     config = source.base
     parts = [_contents(config.pretrained_model_name_or_path, config.revision), config.variant or ""]
     if config.pretrained_vae_model_name_or_path:

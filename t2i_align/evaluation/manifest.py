@@ -52,6 +52,9 @@ class Settings:
     Attributes:
         model: in words, for the reader; a folder may be moved, so it is not compared.
         fingerprint: of the weights, by which the model is recognised.
+        negative_prompt: None is what the pipeline takes by itself.
+        sampler: name in ``backbones.samplers``; None is the checkpoint's own.
+        variant: file variant asked for; None is the one that a run recorded, or the only one there.
     """
 
     model: str
@@ -63,6 +66,9 @@ class Settings:
     height: int | None
     width: int | None
     dtype: str
+    negative_prompt: str | None = None
+    sampler: str | None = None
+    variant: str | None = None
 
 
 def read_manifest(folder: str | Path) -> list[Picture]:

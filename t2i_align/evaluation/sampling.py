@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from t2i_align.errors import UserError
+
 Pipeline = Any  # a diffusers DiffusionPipeline; its classes are too many to name
 
 
@@ -24,6 +26,7 @@ def sample_images(
     guidance_scale: float = 5.0,
     height: int | None = None,
     width: int | None = None,
+    negative_prompt: str | None = None,
     batch_size: int = 8,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Image.Image]:
@@ -40,11 +43,17 @@ def sample_images(
         pipeline: a text-to-image pipeline with ``vae`` and ``unet`` or ``transformer``.
         prompts, seeds: same length.
         height, width: in pixels; None is the pipeline's own size.
+        negative_prompt: that the pictures are guided away from; None is what the pipeline takes by itself, which is not
+            the empty text in SDXL.
         on_batch: called with the number of pictures finished since the last call.
 
     Returns:
         RGB pictures in the order of the prompts.
+
+    Raises:
+        UserError: a negative prompt without guidance.
     """
+    check_negative_prompt(negative_prompt, guidance_scale, pipeline)
     if len(prompts) != len(seeds):
         raise ValueError(f"one seed per prompt: got {len(prompts)} prompts and {len(seeds)} seeds")
     images: list[Image.Image] = []
@@ -54,6 +63,7 @@ def sample_images(
             with _mixed_precision(pipeline):
                 latents = pipeline(
                     prompt=list(prompts[rows]),
+                    negative_prompt=_for_each(negative_prompt, prompts[rows]),
                     generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds[rows]],
                     num_inference_steps=num_inference_steps,
                     guidance_scale=guidance_scale,
@@ -77,11 +87,13 @@ def continue_images(
     strength: float,
     num_inference_steps: int = 25,
     guidance_scale: float = 5.0,
+    negative_prompt: str | None = None,
 ) -> list[Image.Image]:
     """Bring pictures part of the way back to noise and denoise them again, all in one batch.
 
     Args:
         strength: share of the steps that is done again; at 1 nothing of the picture is left.
+        negative_prompt: see ``sample_images``.
 
     Returns:
         RGB pictures in the order given; the pipeline is left as it was found.
@@ -94,6 +106,7 @@ def continue_images(
         with _mixed_precision(pipeline):
             latents = again(
                 prompt=list(prompts),
+                negative_prompt=_for_each(negative_prompt, prompts),
                 image=list(images),
                 strength=strength,
                 generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds],
@@ -102,6 +115,34 @@ def continue_images(
                 output_type="latent",
             ).images
         return decode_latents(pipeline, latents)
+
+
+def check_negative_prompt(negative_prompt: str | None, guidance_scale: float, pipeline: Pipeline | None = None) -> None:
+    """A negative prompt acts through guidance alone, which must be on.
+
+    Args:
+        pipeline: None while it is not loaded; a UNet that is told the guidance scale (a latent consistency model) makes
+            no second pass for it.
+
+    Raises:
+        UserError: guidance is off.
+    """
+    if negative_prompt is None:
+        return
+    unet = getattr(pipeline, "unet", None)
+    found = f"guidance_scale {guidance_scale:g}"
+    if unet is not None and unet.config.get("time_cond_proj_dim") is not None:
+        raise UserError("This model is guided without a negative prompt.", found, "leave the negative prompt out")
+    if guidance_scale <= 1.0:
+        raise UserError(
+            "A negative prompt acts through guidance, which is off.",
+            found,
+            "use a guidance scale above 1, or no negative prompt",
+        )
+
+
+def _for_each(negative_prompt: str | None, prompts: Sequence[str]) -> list[str] | None:
+    return None if negative_prompt is None else [negative_prompt] * len(prompts)
 
 
 @torch.no_grad()

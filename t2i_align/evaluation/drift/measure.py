@@ -131,7 +131,7 @@ def measure(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     trained_on = which(evaluation, proxy)
     if vae is None:
-        vae = _vae_of(evaluation.models[evaluation.baseline], evaluation.settings.get("base"), device)
+        vae = _vae_of(evaluation.models[evaluation.baseline], evaluation.settings, device)
     perceptual = PerceptualEncoder(vae, f"encoder of {evaluation.baseline}’s VAE")
     clip = open_encoder(features, evaluation.settings.get("scorers", ()), device)
     pictures = _look(evaluation, perceptual, clip)
@@ -163,12 +163,12 @@ def which(evaluation: Evaluation, score: str | None) -> Score | None:
     raise UserError("The score that was trained on is not among the scores.", score, f"use one of: {known}")
 
 
-def _vae_of(model: str, base: str | None, device: str) -> Any:
+def _vae_of(model: str, settings: Mapping[str, Any], device: str) -> Any:
     from t2i_align.backbones import identify_model
     from t2i_align.backbones.folders import resolve_folder
     from t2i_align.backbones.loading import BACKBONES, load_vae
 
-    config = identify_model(model, base).base
+    config = identify_model(model, settings.get("base"), settings.get("variant")).base
     name = config.pretrained_vae_model_name_or_path
     if name is None:
         name = str(

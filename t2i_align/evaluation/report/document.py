@@ -139,7 +139,10 @@ def _commands(evaluation: Evaluation, runs: Mapping[str, str | Path]) -> list[st
     evaluate += ["--baseline", evaluation.baseline]
     if evaluation.control:
         evaluate += ["--control", evaluation.control]
-    evaluate += ["--prompts", str(settings["prompts"])]
+    if settings["prompts"] is not None:
+        evaluate += ["--prompts", str(settings["prompts"])]
+    else:
+        evaluate += [word for prompt in evaluation.prompts.prompts for word in ("--prompt", prompt)]
     for scorer in settings["scorers"]:
         evaluate += ["--scorer", scorer]
     for name in ("limit", "seeds_per_prompt", "num_inference_steps", "guidance_scale", "seed", "height", "width"):
@@ -158,9 +161,9 @@ def _commands(evaluation: Evaluation, runs: Mapping[str, str | Path]) -> list[st
         evaluate += ["--user-scale", str(settings["user_scale"])]
     if settings.get("user_guidance") is not None:
         evaluate += ["--user-guidance", str(settings["user_guidance"])]
-    for name in ("base", "dtype"):
-        if settings.get(name):
-            evaluate += [f"--{name}", str(settings[name])]
+    for name in ("base", "dtype", "negative_prompt", "sampler", "variant"):
+        if settings.get(name) is not None:
+            evaluate += [f"--{name.replace('_', '-')}", str(settings[name])]
     for name in ("proxy", "features"):
         if settings.get(name):
             evaluate += [f"--{name}", str(settings[name])]
