@@ -1,9 +1,9 @@
 """Samplers by the names people know them by, made from a checkpoint's own noise schedule.
 
 A sampler is how the denoising steps are taken; what noise means, and at which of its levels the steps lie, belongs to
-the checkpoint and is carried over: betas, prediction type, zero terminal SNR, spacing of the timesteps. Carried one by
-one, because diffusers' ``from_config`` passes only what a checkpoint's file spells out: where a file leaves the betas to
-the defaults of its own scheduler class, Heun and KDPM2 would put their own, other ones in their place.
+the checkpoint and is carried over: betas, prediction type, zero terminal SNR, spacing of the timesteps. Each by name,
+because diffusers' ``from_config`` passes only what the file of a checkpoint spells out: where it leaves the betas to
+its own scheduler class, Heun and KDPM2 would put their own, other defaults in their place.
 """
 
 from __future__ import annotations
