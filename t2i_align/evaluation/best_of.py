@@ -24,7 +24,7 @@ from t2i_align.errors import UserError
 from t2i_align.evaluation import statistics
 from t2i_align.evaluation.manifest import Picture, read_manifest
 from t2i_align.evaluation.sampling import continue_images, sample_images
-from t2i_align.evaluation.scorers import Scorer, open_scorer
+from t2i_align.evaluation.scorers import Scorer, check_scorers, open_scorer
 from t2i_align.evaluation.statistics import Estimate
 from t2i_align.processes import Processes
 from t2i_align.randomness import address_hash
@@ -61,6 +61,7 @@ class BestOf:
                 raise UserError(
                     "A refinement strength is a share of the steps.", str(strength), "use 0 < strength <= 1"
                 )
+        check_scorers(self.scorers)
         return OpenBestOf(self, [open_scorer(spec, device) for spec in self.scorers])
 
 

@@ -94,7 +94,7 @@ def test_gains_by_hand(tmp_path):
         (BestOf(1, ["oracle"]), "two pictures"),
         (BestOf(2, []), "a scorer"),
         (BestOf(2, ["oracle"], (0.5, 1.5)), "share of the steps"),
-        (BestOf(2, ["nonsense"]), "cannot be used"),
+        (BestOf(2, ["nonsense"]), "no scorer 'nonsense'"),
     ],
 )
 def test_bad_choices_are_explained_before_a_model_is_loaded(choice, message):
