@@ -150,8 +150,8 @@ def run(
     for name in models:
         left = todo[name] if processes.is_main else remaining(folders[name], wanted)
         todo[name] = processes.share(left, batch_size, lambda picture: picture.index)
-    for name, model in models.items() if sampler is not None else ():
-        if todo[name]:
+    if sampler is not None:
+        for model in (model for name, model in models.items() if todo[name]):
             _check_sampler(model, base, variant, sampler)
     processes.wait()  # nobody may have finished a picture before all have seen what is left
     sampling = {
