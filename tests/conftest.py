@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from t2i_align.progress import be_quiet
+
 # Tests never reach the network, and one thread makes sums reproducible and keeps small tensors quick.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -60,6 +62,7 @@ def open_log_streams(monkeypatch: pytest.MonkeyPatch):
             reopen_log_streams()
 
     monkeypatch.setattr(CliRunner, "invoke", invoke)
+    be_quiet(False)  # nor the silence that it was asked for
     loggers = [logging.getLogger(name) for name in OURS]
     before = [(one.handlers, one.level, one.propagate) for one in loggers]
     yield

@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from reward_models.preprocess import Preprocessor
 from reward_models.score_files import ScoreItem, score_files
 from t2i_align.data.cache import build_cache, open_cache
 from t2i_align.data.sources import open_source
@@ -154,7 +155,7 @@ class Brightness:
     """A scorer of files that needs no network."""
 
     name, version, preprocessing = "brightness", "1", "none"
-    preprocessors: tuple = ()
+    preprocessors: tuple = (Preprocessor("clip_pil", 8),)  # what has pictures decoded
 
 
 def test_bulk_scores_are_those_of_one_process(tmp_path: Path, together: Together, monkeypatch) -> None:

@@ -47,7 +47,7 @@ RULES: dict[Rule, list[str]] = {
         *_names("training", "mixed_precision allow_tf32"),
     ],
     Rule.PAIRS: [
-        *_names("data", "source format split heldout_fraction ties max_pairs list_size"),
+        *_names("data", "source format columns split heldout_fraction ties max_pairs list_size"),
         *_names("", "rollout.prompts online.prompts"),
     ],
     Rule.BATCH: _names("training", "train_batch_size gradient_accumulation_steps"),

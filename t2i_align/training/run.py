@@ -71,14 +71,14 @@ def train(config: RunConfig, *, may_change: bool = True) -> TrainResult:
     objective = objectives.resolve(config.objective)
     check_trackers(config.report_to)
     check_optimizer(config.training)
-    if config.rollout is not None:
-        check_judge(config.rollout.scorer)
     refuse_early(config, objective)
-    check_run_scorer(config)
     accelerator = _accelerator(config)
     resume = plan_resume(config, objective, accelerator.num_processes, may_change=may_change)
     if resume is not None and resume.finished:
         return _as_it_is(config, resume, time.perf_counter() - started)
+    if config.rollout is not None:
+        check_judge(config.rollout.scorer)
+    check_run_scorer(config)
     if is_offline(config):
         check_source(config, objective, accelerator.num_processes)
     set_seed(config.seed)

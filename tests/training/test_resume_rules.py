@@ -75,6 +75,8 @@ def another(config: RunConfig, path: str) -> RunConfig:
 
 def _other(kind: str, value: Any) -> Any:
     """A value of a type in words, such as ``sdpa | xformers``, that is not the given one."""
+    if isinstance(value, dict):
+        return {**value, "caption": "other"}
     if kind.startswith("list"):
         return [] if value else ["other"]
     if " | " in kind and not isinstance(value, bool):
