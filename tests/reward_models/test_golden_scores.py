@@ -16,9 +16,10 @@ def test_pickscore_scores_and_probabilities(pickscore):
     golden = expected("pickscore")
     close(table(pickscore, "pickscore"), golden["scores"], 5e-5)
     paths = image_paths("pickscore")
-    close([pickscore.compare(p, paths) for p in golden["prompts"]], golden["probs_softmax_over_images"], 2e-6)
+    # Scores within 5e-5 move a probability by 2 p (1 - p) 5e-5 at most.
+    close([pickscore.compare(p, paths) for p in golden["prompts"]], golden["probs_softmax_over_images"], 2.5e-5)
     pairs = [pickscore.compare(p, paths[:2]) for p in golden["prompts"]]
-    close(pairs, golden["pair_probs_first_two_images"], 2e-6)
+    close(pairs, golden["pair_probs_first_two_images"], 2.5e-5)
 
 
 def test_pickscore_cosine_scale_is_recorded(pickscore):
