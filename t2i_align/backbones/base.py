@@ -252,7 +252,7 @@ class Backbone(ABC):
             self._layout = torch.channels_last
             self.unet.to(memory_format=self._layout)
         if needs_reference and kind == "frozen_copy":
-            clone = frozen_copy(self.unet, self.dtype)
+            clone = frozen_copy(self.unet, self.dtype, beside_trained=config.train == "full")
             if config.compile:
                 compile_blocks(clone, self.device)
             self._reference = FrozenCopy(clone)

@@ -40,13 +40,19 @@ def autocast_inside(network: nn.Module, device: torch.device, dtype: torch.dtype
     network.register_forward_hook(region.leave, always_call=True)
 
 
-def frozen_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy that never trains, in evaluation mode.
+def frozen_copy(network: nn.Module, dtype: torch.dtype, beside_trained: bool = False) -> nn.Module:
+    """A copy that never trains, in evaluation mode; `FrozenCopy` lends it without gradients.
 
     Under autocast to `dtype` it returns what the float32 original returns, in half the memory: only layers whose
     weights autocast would round anyway are stored in `dtype`; normalisations keep float32.
+
+    Args:
+        network: the original.
+        dtype: compute precision.
+        beside_trained: whether the original's weights train. The copy's are then marked alike: torch multiplies by
+            weights that want gradients in other shapes than by frozen ones, and the two would round differently.
     """
-    clone = copy.deepcopy(network).eval().requires_grad_(False)
+    clone = copy.deepcopy(network).eval().requires_grad_(beside_trained)
     if dtype != torch.float32:
         for module in clone.modules():
             if isinstance(module, MATMUL_LAYERS):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+import torch
 from diffusers import UNet2DConditionModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -62,8 +63,9 @@ class FrozenCopy:
 
     @contextmanager
     def network(self) -> Iterator[nn.Module]:
-        """The copy."""
-        yield self.clone
+        """The copy, without gradients: it never trains, whatever its weights are marked as."""
+        with torch.no_grad():
+            yield self.clone
 
 
 def reference_kind(config: ModelConfig) -> str:
